@@ -1,0 +1,21 @@
+"""How anything trains: the loop, precision, checkpoints, resume, logging."""
+
+from jingdu.engine.contracts import Batch, Fitted, Objective, Recipe, Rollout, Stage, System
+from jingdu.engine.loop import Run, evaluate_system, load_system, read_recipe, train
+from jingdu.engine.run import read_log
+
+__all__ = [
+    "Batch",
+    "Fitted",
+    "Objective",
+    "Recipe",
+    "Rollout",
+    "Run",
+    "Stage",
+    "System",
+    "evaluate_system",
+    "load_system",
+    "read_log",
+    "read_recipe",
+    "train",
+]

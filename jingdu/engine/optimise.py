@@ -1,0 +1,132 @@
+"""Optimisers with decay groups, and learning-rate schedules as plain functions of the step.
+
+A schedule maps (step, total steps, steps per epoch) to what it sets in the optimiser: "lr" as a
+multiple of the stage's peak, other entries ("momentum") as values.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+from jingdu.engine.contracts import Objective, Stage
+from jingdu.errors import UsageError, unknown
+from jingdu.names import Call
+
+Schedule = Callable[[int, int, float], dict[str, float]]
+
+
+def _warm(step: int, warmup: int, start: float = 0.0) -> float:
+    return start + (1 - start) * min((step + 1) / warmup, 1.0) if warmup else 1.0
+
+
+def constant(step: int, total: int, epoch: float, *, warmup: int = 0) -> dict[str, float]:
+    """The peak, after `warmup` linear steps."""
+    return {"lr": _warm(step, warmup)}
+
+
+def step(step: int, total: int, epoch: float, *, every: float, factor: float = 0.1) -> dict[str, float]:
+    """Times `factor` after each `every` epochs."""
+    return {"lr": factor ** int(step / epoch / every)}
+
+
+def multistep(
+    step: int, total: int, epoch: float, *, at: Sequence[float], factor: float = 0.1, warmup: int = 0, start: float = 0.1
+) -> dict[str, float]:
+    """Times `factor` at each of the fractions `at` of the run; optional linear warm-up from `start`."""
+    return {"lr": _warm(step, warmup, start) * factor ** sum(step >= fraction * total for fraction in at)}
+
+
+def cosine(step: int, total: int, epoch: float, *, warmup: int = 0, end: float = 0.0) -> dict[str, float]:
+    """Linear warm-up, then half a cosine down to `end` (Loshchilov & Hutter 2017, without restarts)."""
+    if step < warmup:
+        return {"lr": _warm(step, warmup)}
+    done = (step - warmup) / max(total - warmup, 1)
+    return {"lr": end + (1 - end) * 0.5 * (1 + math.cos(math.pi * done))}
+
+
+def onecycle(
+    step: int, total: int, epoch: float, *, rise: float = 0.3, start: float = 1 / 25, end: float = 1 / 250000
+) -> dict[str, float]:
+    """Up by a cosine over the share `rise`, then down (Smith & Topin 2018; shape of torch's OneCycleLR)."""
+    top = max(rise * total - 1, 1e-9)
+    if step <= top:
+        low, high, done = start, 1.0, step / top
+    else:
+        low, high, done = 1.0, end, (step - top) / max(total - 1 - top, 1e-9)
+    return {"lr": high + (low - high) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))}
+
+
+def inverse_sqrt(step: int, total: int, epoch: float, *, warmup: int) -> dict[str, float]:
+    """Linear warm-up to the peak, then proportional to 1/sqrt(step) (Vaswani et al. 2017, Eq. 3)."""
+    return {"lr": min((step + 1) / warmup, math.sqrt(warmup / (step + 1)))}
+
+
+def exponential(
+    step: int,
+    total: int,
+    epoch: float,
+    *,
+    factor: float,
+    minimum: float = 0.0,
+    momentum_start: float | None = None,
+    momentum_end: float | None = None,
+    momentum_epochs: float = 1,
+) -> dict[str, float]:
+    """Divided by `factor` at every step, down to the absolute rate `minimum`; momentum may rise linearly by epoch."""
+    values = {"lr": factor**-step, "minimum": minimum}
+    if momentum_start is not None and momentum_end is not None:
+        done = min(int(step / epoch) / momentum_epochs, 1.0)
+        values["momentum"] = momentum_start + (momentum_end - momentum_start) * done
+    return values
+
+
+SCHEDULES: dict[str, Callable[..., dict[str, float]]] = {
+    f.__name__: f for f in (constant, step, multistep, cosine, onecycle, inverse_sqrt, exponential)
+}
+
+
+def make_schedule(text: str) -> Schedule:
+    """A schedule from its call written as text. Raises UsageError for an unknown name or argument."""
+    call = Call.parse(text)
+    if call.name not in SCHEDULES:
+        raise unknown("schedule", call.name, SCHEDULES)
+    function = SCHEDULES[call.name]
+    try:
+        inspect.signature(function).bind(0, 1, 1.0, **call.arguments)
+    except TypeError as error:
+        raise UsageError(f"schedule {text!r}: {error}") from None
+    return partial(function, **call.arguments)
+
+
+def make_optimizer(stage: Stage, system: nn.Module, objective: Objective) -> torch.optim.Optimizer:
+    """The optimiser of one objective, over the parameters whose names start as it says."""
+    named = [(name, p) for name, p in system.named_parameters() if name.startswith(objective.parameters)]
+    named = [(name, p) for name, p in named if p.requires_grad]
+    if not named:
+        raise UsageError(f"objective {objective.name!r} has no parameters that start with {objective.parameters}")
+    if stage.decay == "all":
+        groups = [{"params": [p for _, p in named], "weight_decay": stage.weight_decay}]
+    else:
+        groups = [
+            {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": stage.weight_decay},
+            {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+        ]
+    groups = [group for group in groups if group["params"]]
+    if stage.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=stage.lr, momentum=stage.momentum, nesterov=stage.nesterov)
+    kind = torch.optim.Adam if stage.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=stage.lr, betas=stage.betas, eps=stage.eps)
+
+
+def apply_schedule(optimizer: torch.optim.Optimizer, values: dict[str, float], peak: float) -> float:
+    """Set what the schedule gives; returns the learning rate in force."""
+    lr = max(peak * values["lr"], values.get("minimum", 0.0))
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        if "momentum" in values and "momentum" in group:
+            group["momentum"] = values["momentum"]
+    return lr
