@@ -183,7 +183,9 @@ def _train(words: list[str]) -> int:
     parser.add_argument("paper")
     parser.add_argument("--preset", default="laptop")
     parser.add_argument("--variant", help="another variant of the paper")
-    parser.add_argument("--override", nargs="+", default=[], metavar="KEY=VALUE", help="arguments of the variant's build")
+    parser.add_argument(
+        "--override", nargs="+", default=[], metavar="KEY=VALUE", help="arguments of the variant's build"
+    )
     parser.add_argument("--out", type=Path, help="run folder (default runs/PAPER-PRESET)")
     parser.add_argument("--resume", action="store_true", help="go on, or start where there is no run yet")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
@@ -289,9 +291,7 @@ def _parse(kind: Any, default: Any, words: list[str], program: str, help_only: b
     except SystemExit as stop:
         if help_only:
             return default
-        text = " ".join(
-            line.strip(" │╭╮╰╯─") for line in caught.getvalue().splitlines() if line.strip(" │╭╮╰╯─")
-        )
+        text = " ".join(line.strip(" │╭╮╰╯─") for line in caught.getvalue().splitlines() if line.strip(" │╭╮╰╯─"))
         if stop.code == 0:
             print(caught.getvalue())
             raise
@@ -385,9 +385,7 @@ def _predict_options(card: canon.Paper, words: list[str], program: str, help_onl
         return {}
     import tyro
 
-    described = [
-        (name, _annotated(kind, spec.metadata["help"], tyro), spec) for name, kind, spec in fields
-    ]
+    described = [(name, _annotated(kind, spec.metadata["help"], tyro), spec) for name, kind, spec in fields]
     kind = dataclasses.make_dataclass("Options", described, frozen=True)
     given = _parse(kind, None, words, program, help_only) or kind()
     return {name: getattr(given, name) for name, _, _ in fields}
@@ -411,9 +409,7 @@ def _eval(words: list[str]) -> int:
     canon.resolve(flags.name)
     from jingdu import verbs
 
-    measures = verbs.evaluate(
-        flags.name, flags.weights, flags.data, batch_size=flags.batch_size, device=flags.device
-    )
+    measures = verbs.evaluate(flags.name, flags.weights, flags.data, batch_size=flags.batch_size, device=flags.device)
     if flags.json:
         print(json.dumps(measures))
     else:

@@ -1,9 +1,16 @@
 """Every limit that protects a user, in one place; `jingdu doctor` prints them."""
 
 MAX_PIXELS = 50_000_000
-"""Pixels of an image, checked before it is decoded."""
+"""Pixels of an image, width x height, checked on its header before it is decoded (and after enlarging it).
+
+Pillow holds 4 bytes a pixel and needs two copies to convert one: 400 MB at the limit.
+"""
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
-"""Formats that are decoded, by content and not by name."""
+"""Formats that are decoded, by content and not by name. The fewer decoders, the fewer holes."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+"""File names, in lower case, that count as images when a folder is searched."""
+DECODE_THREADS = 4
+"""Threads that decode images, at most; fewer where there are fewer processors."""
 HUB_SECONDS = 15.0
 """Time within which a hub must have begun to answer."""
 MAX_EXPANSION = 20

@@ -85,7 +85,9 @@ def load(run: str | Path) -> Any:
     return canon.create(next(iter(networks.values()))["variant"], weights=run)
 
 
-def predict(name: str, inputs: Sequence[str], weights: str | Path | None = None, **options: Any) -> Iterator[Prediction]:
+def predict(
+    name: str, inputs: Sequence[str], weights: str | Path | None = None, **options: Any
+) -> Iterator[Prediction]:
     """Run a paper's `predict` on inputs (files, texts; none for a sampler)."""
     found = canon.resolve(name)
     if weights is None:

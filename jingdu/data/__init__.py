@@ -1,17 +1,21 @@
 """Data by name.
 
 Embedded, no network: `digits`, `faces`, `photos`, `scenes`, `stdlib`, `pydoc_topics`. The user's
-own: a folder of images, `text('/path')`, `hf:OWNER/NAME` (Hugging Face datasets).
+own: a folder of images, `text(path="...")`, `hf:OWNER/NAME` or `hf:/PATH` (Hugging Face `datasets`).
+
+Reading order: `base` (the contract), `draws` (random numbers that belong to samples), `preprocess`,
+`images`, `augment`, `embedded`, `scenes`, `hub`.
 """
 
+import inspect
+import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from jingdu.data.base import Data, Tensors
 from jingdu.data.preprocess import IMAGENET, Preprocess
-from jingdu.errors import Refused, UsageError, unknown
+from jingdu.errors import UsageError, unknown
 from jingdu.names import Call
 
 __all__ = ["EMBEDDED", "IMAGENET", "Data", "Preprocess", "Tensors", "open_data"]
@@ -20,54 +24,84 @@ EMBEDDED = {
     "digits": "jingdu.data.embedded",
     "faces": "jingdu.data.embedded",
     "photos": "jingdu.data.embedded",
-    "stdlib": "jingdu.data.embedded",
     "pydoc_topics": "jingdu.data.embedded",
-    "text": "jingdu.data.embedded",
     "scenes": "jingdu.data.scenes",
+    "stdlib": "jingdu.data.embedded",
+    "text": "jingdu.data.embedded",
 }
-"""Data sets by name -> the module that makes them."""
-
-Split = Literal["train", "test"]
+"""Data sets by name -> the module whose function of that name opens them: function(split, **arguments)."""
 
 
 def open_data(
     spec: str,
-    split: Split,
+    split: Literal["train", "test"],
     preprocess: Preprocess,
     crop: Callable[..., Any] | None = None,
     on_corrupt: Literal["stop", "skip"] = "stop",
-) -> Data:
+) -> "jingdu.data.base.Data":
     """Open one split of the data that `spec` names.
 
-    Args:
-        spec: an embedded name with its arguments, an image folder, or `hf:` and a name or path.
-        crop: the per-image training crop of a folder (`f(image, draws, preprocess)`).
-        on_corrupt: what a damaged image of a folder does.
+    Images come out in [0, 1] with the channels and, where it is set, the size of `preprocess`; normalising them is
+    `images.normalise`. Embedded sets are made at that size. Their text may give size and channels as well, but
+    not other ones: the weights are saved with `preprocess`, and would be fed something else afterwards.
 
-    Raises UsageError for an unknown name or argument, Missing for an absent extra or hub, and
-    Refused or BadInput for data that cannot be read.
+    Args:
+        spec: an embedded name with its arguments, an image folder, or `hf:` and a name or path. A folder that has
+            the name of an embedded set is written with its path, `./digits`.
+        split: what to train on, or what is held out.
+        preprocess: size and channels of images.
+        crop: the per-image training crop of files, `crop(image, draws, preprocess)`.
+        on_corrupt: what a damaged image file does.
+
+    Raises:
+        UsageError: an unknown name or argument.
+        Missing: an extra, a package's data or a hub that is not there.
+        Refused: data that are laid out otherwise or cannot be read (BadInput names the file).
     """
     if spec.startswith("hf:"):
-        from jingdu.data.hub import hub_data
+        from jingdu.data.hub import open_hub
 
-        call = Call.parse(spec[3:])
-        return hub_data(call.name, split, preprocess, **call.arguments)
-    if Path(spec).is_dir():
+        return open_hub(spec.removeprefix("hf:"), split, preprocess, crop, on_corrupt)
+    name = spec.partition("(")[0].strip()
+    path = Path(spec).expanduser()
+    if name not in EMBEDDED and (path.exists() or name == "imagenet" or _is_path(name)):
         from jingdu.data.images import ImageFolder
 
-        return ImageFolder(Path(spec), split, preprocess, crop, on_corrupt)
-    call = Call.parse(spec)
-    if call.name in EMBEDDED:
-        function = getattr(import_module(EMBEDDED[call.name]), call.name)
-        try:
-            return function(split=split, **call.arguments)
-        except TypeError as error:
-            if "argument" not in str(error):
-                raise
-            raise UsageError(f"data {spec!r}: {error}") from None
-    if "/" in spec or "\\" in spec or spec == "imagenet":
-        raise Refused(
-            f"{spec}: no such folder. Images go in FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg, "
-            "or FOLDER/CLASS/*.jpg; give it with --data"
-        )
-    raise unknown("data set", spec, EMBEDDED, "A folder or hf:NAME works too.")
+        return ImageFolder(path, split, preprocess, crop, on_corrupt)
+    return _embedded(Call.parse(spec), split, preprocess, crop)
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith((".", "~")) or any(mark in text for mark in (os.sep, "/", "\\"))
+
+
+def _embedded(call: Call, split: str, preprocess: Preprocess, crop: Callable[..., Any] | None) -> Any:
+    if call.name not in EMBEDDED:
+        raise unknown("data set", call.name, EMBEDDED, "A folder (./NAME) or hf:OWNER/NAME works too.")
+    if crop is not None:
+        raise UsageError(f"crop works on image files, and {call.name} has none: leave it out, or use augment")
+    function = getattr(import_module(EMBEDDED[call.name]), call.name)
+    parameters = [name for name in inspect.signature(function).parameters if name != "split"]
+    for name, wanted in (("size", preprocess.size), ("channels", preprocess.channels)):
+        if name not in parameters or wanted is None:
+            continue
+        if call.arguments.get(name, wanted) != wanted:
+            raise UsageError(
+                f"{call} has {name}={call.arguments[name]}, but preprocess.{name} is {wanted}: make them equal, "
+                "because the weights are saved with preprocess"
+            )
+        call = call.with_arguments(**{name: wanted})
+    if strange := [name for name in call.arguments if name not in parameters]:
+        raise unknown(f"argument of {call.name}", strange[0], parameters)
+    try:
+        inspect.signature(function).bind(split, **call.arguments)
+    except TypeError as error:
+        raise UsageError(f"data {call}: {error}") from None
+    return function(split, **call.arguments)
+
+
+def __getattr__(name: str) -> Any:
+    # `base` imports torch; the names of data sets and the type Preprocess do not need it.
+    if name in ("Data", "Tensors"):
+        return getattr(import_module("jingdu.data.base"), name)
+    raise AttributeError(f"module 'jingdu.data' has no attribute {name!r}")

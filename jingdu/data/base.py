@@ -1,7 +1,7 @@
 """The data contract: a finite set of samples, each a function of (seed, epoch, index)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from jingdu.data.draws import Draws
 Batch = dict[str, Any]
 
 
+@runtime_checkable
 class Data(Protocol):
     """A finite set. `batch` depends on its arguments alone, never on earlier calls."""
 

@@ -25,7 +25,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def _key(*parts: np.ndarray | int) -> np.ndarray:
-    key = np.zeros((), dtype=np.uint64)
+    key = np.zeros(1, dtype=np.uint64)  # an array also for one key: scalars would be another type
     with np.errstate(over="ignore"):
         for part in parts:
             key = _mix(key + _GOLDEN + np.asarray(part, dtype=np.int64).astype(np.uint64))
@@ -58,7 +58,10 @@ class Draws:
         """Float32 [batch, *shape], uniform on [low, high)."""
         words = self._words(math.prod(shape))
         unit = (words >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
-        return torch.from_numpy(unit * np.float32(high - low) + np.float32(low)).view(len(self), *shape)
+        values = unit * np.float32(high - low) + np.float32(low)
+        # Where float32 is coarse, the sum may round up to `high` itself.
+        values = np.minimum(values, np.nextafter(np.float32(high), np.float32(low)))
+        return torch.from_numpy(values).view(len(self), *shape)
 
     def normal(self, *shape: int, std: float = 1.0) -> Tensor:
         """Float32 [batch, *shape], Gaussian with mean 0 (Box-Muller)."""

@@ -1,166 +1,315 @@
-"""Small real data that installed packages carry: nothing is downloaded."""
+"""Small real data that installed packages carry: nothing is downloaded.
 
-import hashlib
+And `text`, the user's own documents, which need no more than these.
+"""
+
 import sysconfig
-from collections.abc import Sequence
+import tokenize
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from jingdu.data.base import Batch, Tensors
 from jingdu.data.draws import Draws, permutation
-from jingdu.errors import BadInput, Refused, need_extra
+from jingdu.data.images import to_channels
+from jingdu.data.split import held_out, split_names
+from jingdu.errors import BadInput, Missing, UsageError, need_extra, unknown
+
+__all__ = ["Crops", "Documents", "digits", "faces", "photos", "pydoc_topics", "stdlib", "text"]
+
+Split = Literal["train", "test"]
 
 
-def _held_out(name: str, share: float) -> bool:
-    """Whether a document belongs to the test split: a function of its name alone."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") < share * 2**64
+# Images ---------------------------------------------------------------------------------------
 
 
-def digits(split: str, size: int = 8) -> Tensors:
-    """scikit-learn's 1,797 handwritten digits: image [1, size, size] (grey, 8x8 upsampled), label.
+def _stratified(labels: np.ndarray, split: str) -> np.ndarray:
+    """The rows of one split, in their order: a quarter of each class, by a fixed shuffle, is for testing."""
+    order = permutation(0, 0, len(labels))
+    by_class = [order[labels[order] == label] for label in np.unique(labels)]
+    test = np.concatenate([rows[: round(len(rows) / 4)] for rows in by_class])
+    return np.sort(test if split == "test" else np.setdiff1d(order, test))
 
-    A quarter of each class is the test split.
+
+def _sized(images: Float[Tensor, "batch channels height width"], size: int, channels: Literal[1, 3]) -> Tensor:
+    if not isinstance(size, int) or size < 1:
+        raise UsageError(f"size is a whole number of pixels from 1 on, not {size!r}")
+    if size != images.shape[-1]:
+        images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    return to_channels(images, channels).contiguous()
+
+
+def digits(split: Split, size: int = 8, flat: bool = False, channels: Literal[1, 3] = 1) -> Tensors:
+    """scikit-learn's 1,797 handwritten digits: `image` [channels, size, size] in [0, 1] and `label`.
+
+    A quarter of each class is the test split. Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten
+    Digits", UCI Machine Learning Repository, 1998 (the test part, 8x8 pixels of 17 greys).
+
+    Args:
+        split: train (1,348 digits) or test (449).
+        size: side in pixels; other than 8 is resized bilinearly.
+        flat: `features` [64] instead of `image`, for methods that know no pictures.
+        channels: 1, or 3 equal ones.
     """
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    images = torch.from_numpy(bunch.images.astype(np.float32) / 16)[:, None]
-    if size != 8:
-        images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
     labels = bunch.target.astype(np.int64)
-    order = permutation(0, 0, len(labels))
-    test = np.concatenate([(found := order[labels[order] == c])[: round(len(found) / 4)] for c in range(10)])
-    chosen = np.sort(test if split == "test" else np.setdiff1d(order, test))
+    rows = _stratified(labels, split)
+    images = torch.from_numpy(bunch.images[rows].astype(np.float32) / 16)[:, None]
+    images = _sized(images, size, 1 if flat else channels)
+    content = {"features": images.flatten(1)} if flat else {"image": images}
+    return Tensors({**content, "label": torch.from_numpy(labels[rows])}, classes=[str(digit) for digit in range(10)])
+
+
+def faces(split: Split, size: int = 25, channels: Literal[1, 3] = 1) -> Tensors:
+    """scikit-image's 200 grey patches of 25x25 pixels: 100 faces, 100 others; `image` in [0, 1] and `label`.
+
+    A quarter of each class is the test split. Source: a subset of Labeled Faces in the Wild (Huang et al. 2007),
+    skimage.data.lfw_subset.
+
+    Args:
+        split: train (150 patches) or test (50).
+        size: side in pixels; other than 25 is resized bilinearly.
+        channels: 1, or 3 equal ones.
+    """
+    patches = _shipped("lfw_subset", "lfw_subset.npy")
+    labels = np.arange(200) // 100  # the file holds the faces first
+    rows = _stratified(labels, split)
+    images = torch.from_numpy(patches[rows].astype(np.float32))[:, None]
     return Tensors(
-        {"image": images[chosen].contiguous(), "label": torch.from_numpy(labels[chosen])},
-        classes=[str(c) for c in range(10)],
+        {"image": _sized(images, size, channels), "label": torch.from_numpy(labels[rows])}, classes=("face", "other")
     )
 
 
-def faces(split: str) -> Tensors:
-    """scikit-image's LFW subset: 200 grey patches [1, 25, 25], a hundred of them faces."""
+def _shipped(function: str, file: str) -> Any:
+    """What `skimage.data.FUNCTION()` gives, only where its file lies in the installed package.
+
+    Other functions of that module, and these where a distribution left the file out, would download it.
+    """
     try:
-        from skimage.data import lfw_subset
+        import skimage.data
     except ImportError:
-        raise need_extra("scikit-image", "laptop", "the data set faces") from None
-    images = torch.from_numpy(lfw_subset().astype(np.float32))[:, None]
-    labels = torch.arange(200) // 100  # the file holds the 100 faces first
-    chosen = (torch.arange(200) % 4 == 0) == (split == "test")
-    return Tensors({"image": images[chosen], "label": labels[chosen]}, classes=["face", "other"])
+        raise need_extra("scikit-image", "laptop", "the embedded photographs and faces") from None
+    path = Path(skimage.__file__).parent / "data" / file
+    if not path.is_file():
+        raise Missing(
+            f"{path}: scikit-image {skimage.__version__} is installed without it; install its wheel from PyPI"
+        )
+    return getattr(skimage.data, function)()
 
 
-class _Crops:
-    """Random square crops of a few photographs; without randomness in the test split, a fixed grid of them."""
+PHOTOS: dict[str, tuple[str, ...]] = {
+    "train": ("astronaut", "china", "coffee", "motorcycle", "rocket"),
+    "test": ("chelsea", "flower"),
+}
+"""The colour photographs of everyday things that scikit-image and scikit-learn carry."""
+
+
+@cache
+def _photo(name: str) -> UInt8[Tensor, "3 height width"]:
+    if name in ("china", "flower"):
+        from sklearn.datasets import load_sample_image
+
+        array = load_sample_image(f"{name}.jpg")
+    elif name == "motorcycle":
+        array = _shipped("stereo_motorcycle", "motorcycle_left.png")[0]
+    else:
+        array = _shipped(name, f"{name}.jpg" if name == "rocket" else f"{name}.png")
+    return torch.from_numpy(np.ascontiguousarray(array[..., :3].transpose(2, 0, 1)))
+
+
+class Crops:
+    """Square windows of photographs, at a random place and scale, resized to one size.
+
+    `fixed` windows are a function of the index alone; others of (seed, epoch, index).
+    """
 
     classes = None
 
-    def __init__(self, photographs: Sequence[Tensor], size: int, count: int, seed: int):
-        self.photographs, self.size, self.count, self.seed = photographs, size, count, seed
+    def __init__(self, names: Sequence[str], size: int, count: int, scale: tuple[float, float], channels: Literal[1, 3],
+                 fixed: bool):  # fmt: skip
+        self.names, self.size, self.count, self.scale = tuple(names), size, count, scale
+        self.channels, self.fixed = channels, fixed
 
     def __len__(self) -> int:
         return self.count
 
     def batch(self, indices: np.ndarray, draws: Draws) -> Batch:
-        # A sample's place is its index's own, in every epoch: augmentation is the recipe's matter.
-        places = Draws(self.seed, 0, indices).uniform(3).tolist()
-        images, names = [], []
-        for index, (top, left, scale) in zip(indices, places, strict=True):
-            photo = self.photographs[int(index) % len(self.photographs)]
+        draws = Draws(0, 0, indices) if self.fixed else draws
+        which = draws.integers(len(self.names)).tolist()
+        images = []
+        for choice, (zoom, down, across) in zip(which, draws.uniform(3).tolist(), strict=True):
+            photo = _photo(self.names[choice])
             height, width = photo.shape[1:]
-            side = int(self.size + scale * (min(height, width) - self.size))
-            y, x = int(top * (height - side + 1)), int(left * (width - side + 1))
-            window = photo[None, :, y : y + side, x : x + side]
-            images.append(F.interpolate(window, (self.size, self.size), mode="bilinear", antialias=True)[0])
-            names.append(int(index) % len(self.photographs))
-        return {"image": torch.stack(images).clamp(0, 1), "photo": torch.tensor(names)}
+            low, high = self.scale
+            side = min(round(self.size * low * (high / low) ** zoom), height, width)
+            top, left = int(down * (height - side + 1)), int(across * (width - side + 1))
+            window = photo[None, :, top : top + side, left : left + side].float().div_(255)
+            if side != self.size:
+                window = F.interpolate(window, size=(self.size, self.size), mode="bilinear", antialias=True)
+            images.append(window[0])
+        return {
+            "image": to_channels(torch.stack(images).clamp_(0, 1), self.channels),
+            "name": [self.names[choice] for choice in which],
+        }
 
 
-_PHOTOS = {"train": ("astronaut", "chelsea", "coffee", "rocket", "china.jpg"), "test": ("retina", "flower.jpg")}
+def photos(
+    split: Split,
+    size: int | None = 64,
+    count: int = 2000,
+    test_count: int = 250,
+    scale: tuple[float, float] = (1.0, 4.0),
+    channels: Literal[1, 3] = 3,
+) -> Crops | Tensors:
+    """The photographs that scikit-image and scikit-learn carry: random windows `image` of them, and their `name`.
 
+    Training windows differ in every epoch; test windows are fixed, and come from photographs of their own.
 
-def photos(split: str, size: int = 64, count: int = 2000) -> _Crops:
-    """Random crops [3, size, size] of the photographs that scikit-image and scikit-learn carry.
-
-    Test crops come from photographs that are not in the training split.
+    Args:
+        split: train (5 photographs) or test (2).
+        size: side of the windows in pixels; None gives the whole photographs, a list of different sizes.
+        count: windows of a training epoch.
+        test_count: test windows.
+        scale: a window is this many times `size` wide, between the two at random, and made smaller; (1, 1)
+            keeps the photographs' own pixels.
+        channels: 3, or 1 for grey.
     """
-    try:
-        from skimage import data
-    except ImportError:
-        raise need_extra("scikit-image", "laptop", "the data set photos") from None
-    from sklearn.datasets import load_sample_image
-
-    arrays = [load_sample_image(n) if n.endswith(".jpg") else getattr(data, n)() for n in _PHOTOS[split]]
-    tensors = [torch.from_numpy(np.ascontiguousarray(a[..., :3]).astype(np.float32) / 255).permute(2, 0, 1) for a in arrays]
-    smallest = min(min(t.shape[1:]) for t in tensors)
-    if not 1 <= size <= smallest:
-        raise Refused(f"photos(size={size}): the photographs allow 1 to {smallest}")
-    return _Crops(tensors, size, count if split == "train" else max(count // 8, 1), seed=0 if split == "train" else 1)
+    names = PHOTOS[split]
+    if size is None:
+        images = [to_channels(_photo(name).float().div_(255), channels) for name in names]
+        return Tensors({"image": images, "name": list(names)})
+    smallest = min(min(_photo(name).shape[1:]) for name in names)
+    if not isinstance(size, int) or not 1 <= size <= smallest:
+        raise UsageError(f"photos(size={size!r}): the smallest photograph allows 1 to {smallest} pixels")
+    if len(scale) != 2 or not 1 <= scale[0] <= scale[1]:
+        raise UsageError(f"photos(scale={scale!r}): two factors are needed, 1 or more, the smaller first")
+    return Crops(names, size, count if split == "train" else test_count, tuple(scale), channels, split == "test")
 
 
-class _Files:
-    """Text files, one document a file, read when they are asked for."""
+# Text -----------------------------------------------------------------------------------------
+
+
+class Documents:
+    """Text files, one document a sample, read when they are asked for: `text` and `name`, two lists."""
 
     classes = None
 
-    def __init__(self, paths: Sequence[Path]):
-        self.paths = list(paths)
+    def __init__(self, root: Path, names: Sequence[str], read: Callable[[Path], str]):
+        self.root, self.names, self.read = root, list(names), read
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
     def batch(self, indices: np.ndarray, draws: Draws) -> Batch:
-        return {"text": [self._read(self.paths[i]) for i in indices]}
-
-    @staticmethod
-    def _read(path: Path) -> str:
-        try:
-            return path.read_text("utf-8")
-        except UnicodeDecodeError as error:
-            raise BadInput(path, f"not UTF-8 text ({error.reason} at byte {error.start})") from None
-        except OSError as error:
-            raise BadInput(path, error.strerror or "cannot be read") from None
+        names = [self.names[int(index)] for index in indices]
+        return {"text": [self.read(self.root / name) for name in names], "name": names}
 
 
-def stdlib(split: str) -> _Files:
-    """The source of Python's own standard library: {"text": one module a sample}, about 10 MB of code."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    left_out = {"site-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__", "encodings"}
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(path, f"not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise BadInput(path, error.strerror or "cannot be read") from None
+
+
+def _read_source(path: Path) -> str:
+    """Python's source in the encoding that it declares (PEP 263)."""
+    try:
+        with tokenize.open(path) as file:
+            return file.read()
+    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+        raise BadInput(path, f"not readable as Python source ({error})") from None
+
+
+_NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_data", "lib2to3"}
+_TESTS = {"test", "tests", "idle_test"}
+
+
+@cache
+def _modules(root: Path, part: str) -> tuple[str, ...]:
+    """Readable modules of the standard library that are not empty, by their sorted names."""
     found = []
-    for path in sorted(root.rglob("*.py")):
+    for path in root.rglob("*.py"):
         name = path.relative_to(root)
-        if not left_out & set(name.parts) and _held_out(name.as_posix(), 0.1) == (split == "test"):
-            found.append(path)
-    return _Files(found)
+        if _NOT_LIBRARY & set(name.parts) or bool(_TESTS & set(name.parts)) != (part == "tests"):
+            continue
+        # The build's own settings name the machine that built it, and are no code.
+        if name.name.startswith("_sysconfigdata"):
+            continue
+        try:
+            if _read_source(path).strip():
+                found.append(name.as_posix())
+        except BadInput:
+            continue
+    return tuple(sorted(found))
 
 
-def pydoc_topics(split: str) -> Tensors:
-    """English: the topics of Python's language reference as its `help()` carries them, one a sample."""
+def stdlib(split: Split, part: Literal["library", "tests"] = "library") -> Documents:
+    """The source of Python's own standard library, one module a sample: `text` and `name`.
+
+    About 9 MB of code; which modules there are depends on the version of Python. A tenth, by their names, is
+    the test split.
+
+    Args:
+        split: train or test.
+        part: the library itself, or its tests where the installation has them.
+
+    Raises Missing where Python is installed without its sources.
+    """
+    if part not in ("library", "tests"):
+        raise unknown("part of stdlib", part, ("library", "tests"))
+    root = Path(sysconfig.get_paths()["stdlib"])
+    names = _modules(root, part)
+    if not names:
+        raise Missing(f"{root}: this Python has no sources of its {part} there; install one from python.org or conda")
+    return Documents(root, [name for name in names if held_out(name) == (split == "test")], _read_source)
+
+
+def pydoc_topics(split: Split) -> Tensors:
+    """English prose: the topics of Python's reference that `help()` carries, one a sample: `text` and `name`.
+
+    Less than half a megabyte, from the pydoc_data package. A tenth, by their names, is the test split.
+    """
     from pydoc_data.topics import topics
 
-    names = [name for name in sorted(topics) if _held_out(name, 0.1) == (split == "test")]
+    names = [name for name in sorted(topics) if held_out(name) == (split == "test")]
     return Tensors({"text": [topics[name] for name in names], "name": names})
 
 
-def text(split: str, path: str, **_: Any) -> _Files:
-    """The user's own text: a UTF-8 file, or a folder of .txt files, one document a file.
+def text(split: Split, path: str) -> Documents | Tensors:
+    """The user's own text: a UTF-8 file, or a folder of .txt files, one document a sample: `text` and `name`.
 
-    A folder with train/ and test/ is split so; otherwise a tenth of the files, by their names, is
-    the test split. A single file is both.
+    A folder that holds train/ and test/ is divided so; of another, a tenth of the files, by their names, is the
+    test split; of a single file, its last tenth, from the next line on.
+
+    Raises BadInput for what is not there, is not UTF-8, or holds too little.
     """
-    root = Path(path)
+    root = Path(path).expanduser()
     if root.is_file():
-        return _Files([root])
+        content = _read_text(root)
+        cut = content.find("\n", len(content) * 9 // 10) + 1
+        parts = {"train": content[:cut], "test": content[cut:]}
+        if not all(part.strip() for part in parts.values()):
+            raise BadInput(root, "too few lines to hold some out for testing; give a folder with train/ and test/")
+        return Tensors({"text": [parts[split]], "name": [root.name]})
     if not root.is_dir():
         raise BadInput(root, "no such file or folder of .txt files")
-    folder = root / split
-    found = sorted((folder if folder.is_dir() else root).rglob("*.txt"))
-    if not folder.is_dir():
-        found = [p for p in found if _held_out(p.relative_to(root).as_posix(), 0.1) == (split == "test")]
-    if not found:
-        raise BadInput(root, f"no .txt files for the {split} split")
-    return _Files(found)
+    divided = (root / "train").is_dir() and (root / "test").is_dir()
+    base = root / split if divided else root
+    names = sorted(file.relative_to(base).as_posix() for file in base.rglob("*.txt"))
+    if not divided:
+        names = split_names(names, split)
+    if not names:
+        raise BadInput(base, f"too few .txt files for the {split} split")
+    return Documents(base, names, _read_text)

@@ -67,7 +67,9 @@ def write_checkpoint(folder: Path, step: int, files: Mapping[str, bytes], keep: 
         _sync_folder(folder)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise Refused(f"{aside}: the checkpoint could not be written ({error.strerror}); earlier ones are intact") from error
+        raise Refused(
+            f"{aside}: the checkpoint could not be written ({error.strerror}); earlier ones are intact"
+        ) from error
     verify(final)
     for old in list_checkpoints(folder)[max(keep, 2) :]:
         shutil.rmtree(old)

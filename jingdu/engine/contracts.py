@@ -60,6 +60,7 @@ class System(nn.Module):
         return {}
 
 
+@runtime_checkable
 class Fitted(Protocol):
     """A model without gradients. `state_dict` may nest dicts and lists of tensors, numbers, text."""
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,23 +92,22 @@ def parts(batch: Batch, count: int) -> list[Batch]:
     if size < count:
         raise UsageError(f"accumulate={count} is more than the {size} samples of a batch")
     bounds = [size * i // count for i in range(count + 1)]
-    return [
-        {name: value[low:high] for name, value in batch.items()} for low, high in zip(bounds, bounds[1:], strict=False)
-    ]
+    return [{name: value[low:high] for name, value in batch.items()} for low, high in pairwise(bounds)]
 
 
 @contextmanager
 def _frozen_statistics(module: nn.Module) -> Any:
     """Batch norms that normalise by the batch but leave their running averages alone."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = [m.track_running_stats for m in norms]
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    before = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, value in zip(norms, before, strict=True):
-            norm.track_running_stats = value
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
 
 
 def checkpoint_activations(system: nn.Module) -> int:
@@ -230,7 +230,8 @@ class Training:
             (loss * share if share != 1 else loss).backward()
             total += share * loss.item()
             for name, value in found.items():
-                values[name] = values.get(name, 0.0) + share * float(value)
+                number = value.item() if isinstance(value, Tensor) else float(value)
+                values[name] = values.get(name, 0.0) + share * number
         grads = [p.grad for p in mine if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads).item()
         if not (math.isfinite(total) and math.isfinite(norm)):
@@ -462,7 +463,9 @@ def _run_stage(training: Training, folder: Path, resume: bool, quiet: bool, tens
                     save()
                     saved_at = training.step
                 if signals.received is not None and not done:
-                    raise Interrupted(f"stopped after step {training.step} and saved; go on with --resume --out {folder}")
+                    raise Interrupted(
+                        f"stopped after step {training.step} and saved; go on with --resume --out {folder}"
+                    )
         if saved_at != training.step:
             save()
         torch.manual_seed(stage.seed)  # a resumed evaluation draws what an uninterrupted one draws

@@ -34,7 +34,14 @@ def step(step: int, total: int, epoch: float, *, every: float, factor: float = 0
 
 
 def multistep(
-    step: int, total: int, epoch: float, *, at: Sequence[float], factor: float = 0.1, warmup: int = 0, start: float = 0.1
+    step: int,
+    total: int,
+    epoch: float,
+    *,
+    at: Sequence[float],
+    factor: float = 0.1,
+    warmup: int = 0,
+    start: float = 0.1,
 ) -> dict[str, float]:
     """Times `factor` at each of the fractions `at` of the run; optional linear warm-up from `start`."""
     return {"lr": _warm(step, warmup, start) * factor ** sum(step >= fraction * total for fraction in at)}

@@ -25,9 +25,9 @@ Differs from the paper in:
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-
 import torch.nn.functional as F
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
 from jingdu.data.augment import random_crop
@@ -36,6 +36,7 @@ from jingdu.data.preprocess import IMAGENET, Preprocess
 from jingdu.engine.contracts import Recipe, Stage
 from jingdu.nn import each
 from jingdu.papers.cnn.alexnet import classify
+from jingdu.papers.cnn.vgg import multi_scale_predict
 from jingdu.prediction import Prediction
 
 __all__ = ["BasicBlock", "Bottleneck", "ResNet", "Shortcut", "build", "pad_crop", "predict", "subsample_and_pad"]
@@ -325,17 +326,27 @@ recipes = {
 }
 
 
+SCALES = (224, 256, 384, 480, 640)
+"""Shorter sides in pixels of the paper's multi-scale testing (Section 3.4)."""
+
+
+def _score_scales(model: nn.Module, images: Sequence[Image.Image], preprocess: Preprocess) -> Tensor:
+    return multi_scale_predict(model, images, SCALES, preprocess)
+
+
 def predict(
     model: ResNet,
     inputs: Sequence[str],
     *,
     top: int = 5,
-    crops: Literal["centre", "ten"] = "centre",
+    crops: Literal["centre", "ten", "scales"] = "centre",
 ) -> Iterator[Prediction]:
     """The most probable classes of image files.
 
     Args:
         top: how many classes to give.
-        crops: one centre crop, or the average of ten (Section 3.4).
+        crops: one centre crop, the average of ten, or of whole pictures at five scales (Section 3.4).
     """
+    if crops == "scales":
+        return classify(model, inputs, top=top, crops=_score_scales)
     return classify(model, inputs, top=top, crops=crops)

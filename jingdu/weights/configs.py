@@ -1,0 +1,246 @@
+"""What the files beside the weights say: which variant, of which sizes, with which classes and preprocessing.
+
+One function for each library and family turns a `config.json` into a variant and overrides of `build`.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jingdu.data.preprocess import Preprocess
+from jingdu.errors import Refused, UsageError
+from jingdu.names import Call
+from jingdu.weights.report import printable
+from jingdu.weights.tables import library_of
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Which network some weights are of. `variant` None: nothing says so but their keys."""
+
+    variant: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] | None = None
+    preprocess: Preprocess | None = None
+
+
+def _need(config: Config, name: str, wanted: Any) -> None:
+    """Refuse a configuration that asks for something the paper's network does not have."""
+    value = config.get(name, wanted)
+    if value != wanted:
+        raise Refused(f"config.json asks for {name} = {value!r}; our network has {wanted!r}")
+
+
+def _labels(config: Config) -> tuple[int, tuple[str, ...] | None]:
+    """Number and names of the classes of a transformers configuration (2 where it does not say)."""
+    names = config.get("id2label")
+    if not isinstance(names, Mapping):
+        return int(config.get("num_labels", 2)), None
+    ordered = tuple(str(names[key]) for key in sorted(names, key=int))
+    unnamed = all(name == f"LABEL_{i}" for i, name in enumerate(ordered))
+    return len(ordered), None if unnamed else ordered
+
+
+def _transformers_resnet(config: Config) -> Sizes:
+    """ResNetConfig (transformers/models/resnet/configuration_resnet.py)."""
+    _need(config, "hidden_act", "relu")
+    _need(config, "downsample_in_first_stage", False)
+    block, depths = config.get("layer_type", "bottleneck"), tuple(config.get("depths", (3, 4, 6, 3)))
+    width = config.get("embedding_size", 64)
+    hidden = list(config.get("hidden_sizes", (256, 512, 1024, 2048)))
+    expansion = {"basic": 1, "bottleneck": 4}.get(block)
+    if expansion is None or hidden != [(width << i) * expansion for i in range(len(depths))]:
+        raise Refused(
+            f"config.json: {block} blocks with hidden_sizes {hidden} after embedding_size {width} are no "
+            "ResNet of the paper, whose width doubles from stage to stage"
+        )
+    named = {
+        ("basic", (2, 2, 2, 2)): "resnet18",
+        ("basic", (3, 4, 6, 3)): "resnet34",
+        ("bottleneck", (3, 4, 6, 3)): "resnet50",
+        ("bottleneck", (3, 4, 23, 3)): "resnet101",
+        ("bottleneck", (3, 8, 36, 3)): "resnet152",
+    }
+    count, classes = _labels(config)
+    variant = named.get((block, depths), "resnet18" if block == "basic" else "resnet50")
+    overrides: dict[str, Any] = {"num_classes": count}
+    overrides |= {} if (block, depths) in named else {"depths": depths}
+    overrides |= {} if width == 64 else {"width": width}
+    overrides |= {} if config.get("num_channels", 3) == 3 else {"in_channels": config["num_channels"]}
+    overrides |= {"stride_on": "1x1"} if config.get("downsample_in_bottleneck") else {}
+    return Sizes(variant, overrides, classes)
+
+
+_TRANSFORMERS: Mapping[str, Callable[[Config], Sizes]] = {"resnet": _transformers_resnet}
+"""Family -> the meaning of its transformers configuration."""
+
+
+@dataclass(frozen=True)
+class _Timm:
+    """What a family makes of timm's configuration."""
+
+    arguments: Mapping[str, str]
+    """timm's arguments -> ours."""
+    needs: Mapping[str, Any] = field(default_factory=dict)
+    """Values that ours has and nothing else."""
+
+
+_TIMM: Mapping[str, _Timm] = {
+    "resnet": _Timm(
+        {"num_classes": "num_classes", "in_chans": "in_channels", "output_stride": "output_stride"},
+        {"global_pool": "avg"},
+    ),
+}
+
+
+def _timm(config: Config, family: str, variants: Sequence[str], aliases: Mapping[str, str]) -> Sizes:
+    """timm's config.json (timm/models/_hub.py): an architecture, arguments, and the pretrained_cfg."""
+    name = str(config["architecture"]).partition(".")[0]
+    call = Call.parse(aliases.get(f"timm/{name}", name))
+    if variants and call.name not in variants:
+        raise Refused(
+            f"config.json says that these are weights of timm's {name}, which is none of {family}'s variants "
+            f"({', '.join(variants)})"
+        )
+    rules = _TIMM.get(family, _Timm({}))
+    for key, wanted in rules.needs.items():
+        _need(config, key, wanted)
+    meanings = rules.arguments
+    inner = config.get("pretrained_cfg") or {}
+    arguments = {**dict(config.get("model_args") or {})}
+    if "num_classes" in meanings and isinstance(count := config.get("num_classes", inner.get("num_classes")), int):
+        arguments["num_classes"] = count
+    unknown = set(arguments) - set(meanings)
+    if unknown:
+        raise Refused(f"config.json: timm's {', '.join(sorted(unknown))} for {name} mean nothing to our {family}")
+    overrides = {**call.arguments, **{meanings[key]: value for key, value in arguments.items()}}
+    names = config.get("label_names")
+    if isinstance(names, Mapping):
+        names = [names[key] for key in sorted(names, key=int)]
+    about = config.get("label_descriptions") or {}
+    classes = tuple(str(about.get(name, name)) for name in names) if isinstance(names, list) else None
+    if classes is not None and len(classes) != arguments.get("num_classes", len(classes)):
+        classes = None
+    return Sizes(call.name, overrides, classes, _timm_preprocess(inner))
+
+
+_RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers for the interpolations that we have (PIL.Image.Resampling)."""
+
+
+def _timm_preprocess(config: Config) -> Preprocess | None:
+    """The evaluation transform of a pretrained_cfg (timm/data/transforms_factory.py); None if we have none like it."""
+    channels, height, width = config.get("input_size", (0, 0, 0))
+    ours = config.get("interpolation") in _RESAMPLE.values() and config.get("crop_mode", "center") == "center"
+    if not ours or height != width or channels not in (1, 3):
+        return None
+    return Preprocess(
+        size=height,
+        resize=math.floor(height / config.get("crop_pct", 0.875)),
+        mean=tuple(config.get("mean", (0.0,))),
+        std=tuple(config.get("std", (1.0,))),
+        interpolation=config["interpolation"],
+        channels=channels,
+    )
+
+
+def preprocess_of(config: Config | None) -> Preprocess | None:
+    """A transformers preprocessor_config.json as a Preprocess; None where it does something else.
+
+    ConvNextImageProcessor below 384 pixels resizes to size / crop_pct and crops; the CLIP kind names both sizes.
+    Squashing an image into a square is not what `Preprocess` does.
+    """
+    if not config or not config.get("do_resize", True) or not config.get("do_rescale", True):
+        return None
+    if not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-4):
+        return None
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
+    size, crop = config.get("size"), config.get("crop_size")
+    edge = size.get("shortest_edge") if isinstance(size, Mapping) else size
+    interpolation = _RESAMPLE.get(config.get("resample", -1))
+    if not isinstance(edge, int) or interpolation is None:
+        return None
+    if kind.startswith("ConvNext"):
+        if edge >= 384:
+            return None
+        side, resize = edge, int(edge / config.get("crop_pct", 224 / 256))
+    elif config.get("do_center_crop"):
+        height, width = (crop.get("height"), crop.get("width")) if isinstance(crop, Mapping) else (crop, crop)
+        if not isinstance(height, int) or height != width:
+            return None
+        side, resize = height, edge
+    else:
+        return None
+    normalise = config.get("do_normalize", True) and "image_mean" in config and "image_std" in config
+    mean = tuple(config["image_mean"]) if normalise else (0.0,)
+    std = tuple(config["image_std"]) if normalise else (1.0,)
+    return Preprocess(side, resize, mean, std, interpolation)  # type: ignore[arg-type]
+
+
+def _is_side(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and 0 < value <= 1 << 14)
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) in (1, 3) and all(isinstance(x, int | float) for x in value)
+
+
+_PREPROCESS: Mapping[str, Callable[[Any], bool]] = {
+    "size": _is_side,
+    "resize": _is_side,
+    "mean": _are_numbers,
+    "std": lambda value: _are_numbers(value) and all(value),
+    "interpolation": lambda value: value in _RESAMPLE.values(),
+    "channels": lambda value: value in (1, 3),
+}
+"""What each field of a Preprocess may be."""
+
+
+def preprocess_from(plain: Mapping[str, Any] | None) -> Preprocess | None:
+    """A Preprocess from JSON, as our own files hold it. Raises Refused for one that it cannot be."""
+    if plain is None:
+        return None
+    if not isinstance(plain, Mapping) or any(name not in _PREPROCESS for name in plain):
+        raise Refused(f"the preprocessing saved with the weights cannot be read: {printable(plain)}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+    wrong = [name for name, value in values.items() if not _PREPROCESS[name](value)]
+    if wrong:
+        raise Refused(f"the preprocessing saved with the weights has {wrong[0]} = {printable(values[wrong[0]])}")
+    return Preprocess(**values)
+
+
+def sizes(
+    config: Config | None,
+    family: str,
+    *,
+    preprocessor: Config | None = None,
+    variants: Sequence[str] = (),
+    aliases: Mapping[str, str] | None = None,
+) -> Sizes:
+    """What the configuration beside some weights says of their network.
+
+    Args:
+        config: the content of config.json, if there is one.
+        family: the paper's key.
+        preprocessor: the content of preprocessor_config.json, if there is one.
+        variants: the family's variants: another architecture is refused.
+        aliases: other libraries' names for them, as on the paper's card.
+
+    Raises Refused for a network that the paper does not have, or values that are no configuration.
+    """
+    library = library_of(config)
+    try:
+        found = Sizes()
+        if library == "timm" and config is not None:
+            found = _timm(config, family, variants, aliases or {})
+        elif library == "transformers" and config is not None and family in _TRANSFORMERS:
+            found = _TRANSFORMERS[family](config)
+        preprocess = preprocess_of(preprocessor) or found.preprocess
+    except UsageError as error:
+        raise Refused(f"config.json: {error}") from None
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, ZeroDivisionError) as error:
+        raise Refused(f"config.json holds a value of the wrong kind ({error})") from None
+    return Sizes(found.variant, found.overrides, found.classes, preprocess)

@@ -1,0 +1,284 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jingdu.errors import Refused, UsageError
+from jingdu.weights import KeyTable, detect
+from jingdu.weights.tables import KEYS, Pattern, Rule, tables
+from jingdu.weights.transforms import Transform
+from tests.parity.references import import_timm, import_torchvision, import_transformers
+
+DEPTHS = {"resnet18": ("basic", (2, 2, 2, 2)), "resnet50": ("bottleneck", (3, 4, 6, 3))}
+BN = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def resnet_keys(variant: str) -> set[str]:
+    """Our names for a ResNet of Table 1."""
+    block, depths = DEPTHS[variant]
+    keys = {"conv1.weight", *(f"bn1.{name}" for name in BN), "fc.weight", "fc.bias"}
+    for stage, depth in enumerate(depths, start=2):
+        for b in range(depth):
+            for c in (1, 2, 3)[: 2 if block == "basic" else 3]:
+                keys |= {f"conv{stage}_x.{b}.conv{c}.weight", *(f"conv{stage}_x.{b}.bn{c}.{name}" for name in BN)}
+        if stage > 2 or block == "bottleneck":
+            short = f"conv{stage}_x.0.shortcut"
+            keys |= {f"{short}.conv.weight", *(f"{short}.bn.{name}" for name in BN)}
+    return keys
+
+
+def published_keys(library: str, variant: str) -> set[str]:
+    """The names of the library's own network."""
+    with torch.device("meta"):
+        if library == "torchvision":
+            return set(getattr(import_torchvision().models, variant)(weights=None).state_dict())
+        if library == "timm":
+            return set(import_timm().create_model(variant, pretrained=False).state_dict())
+        transformers = import_transformers()
+        block, depths = DEPTHS[variant]
+        widths = [64 * 2**i * (1 if block == "basic" else 4) for i in range(4)]
+        config = transformers.ResNetConfig(depths=list(depths), hidden_sizes=widths, layer_type=block, num_labels=1000)
+        return set(transformers.ResNetForImageClassification(config).state_dict())
+
+
+@pytest.mark.parametrize("variant", sorted(DEPTHS))
+@pytest.mark.parametrize("library", ["torchvision", "timm", "transformers"])
+def test_our_names_become_exactly_the_librarys(library, variant):
+    ours, theirs = resnet_keys(variant), published_keys(library, variant)
+    table = tables("resnet")[library]
+    assert {name for key in ours for name in table.from_ours(key).theirs} == theirs
+    assert {name for key in theirs for name in table.from_theirs(key).ours} == ours
+    assert set(detect(theirs, None, "resnet", None, ours).entries) == {table.from_ours(key) for key in ours}
+
+
+def test_all_tables_can_be_read_and_their_rules_read_backwards():
+    assert KEYS.is_dir() and (KEYS / "resnet.toml").exists()
+    for path in KEYS.glob("*.toml"):
+        for table in tables(path.stem).values():
+            assert table.name == "jingdu" or table.rules, path
+
+
+def test_a_family_without_tables_has_our_own_format():
+    assert list(tables("no_such_family")) == ["jingdu"]
+    assert detect({"a"}, None, "no_such_family", None, {"a"}).table.name == "jingdu"
+
+
+TABLE = KeyTable(
+    "other",
+    (
+        Rule("conv{s}_x.{b}.{*}", "layer{s-1}.{b}.{*}"),
+        Rule("up.{i}.w", "stages.{i+3}.kernel", "transpose"),
+        Rule("attention.{i}.qkv.{p}", ["block{i}.q.{p}", "block{i}.k.{p}", "block{i}.v.{p}"], "concatenate(0)"),
+        Rule(["gate.{i}.a", "gate.{i}.b"], "gates.{i}", "split(1)"),
+        Rule("head.{p}", "classifier.{p}"),
+    ),
+    prefix="model.",
+)
+words = st.text(st.characters(blacklist_characters=".{}", blacklist_categories=("Cs",)), min_size=1, max_size=8)
+numbers = st.integers(0, 10**9)
+
+
+@settings(max_examples=200)
+@given(numbers, words, words)
+def test_translation_and_back_is_the_identity(n, word, other):
+    keys = [f"conv{n + 1}_x.{word}.{other}", f"conv{n + 1}_x.{word}.{other}.{word}", f"up.{n}.w", f"head.{word}"]
+    keys += [f"attention.{word}.qkv.{other}", f"gate.{word}.a", f"gate.{word}.b"]
+    for key in keys:
+        entry = TABLE.from_ours(key)
+        assert entry is not None and key in entry.ours
+        assert all(name.startswith("model.") and TABLE.from_theirs(name) == entry for name in entry.theirs)
+    names = [f"model.layer{n}.{word}.{other}", f"model.stages.{n + 3}.kernel", f"model.block{word}.k.{other}"]
+    for name in names:
+        entry = TABLE.from_theirs(name)
+        assert entry is not None and name in entry.theirs
+        assert all(TABLE.from_ours(key) == entry for key in entry.ours)
+
+
+@settings(max_examples=100)
+@given(st.sets(st.tuples(st.integers(2, 9), numbers, words), max_size=30))
+def test_different_keys_stay_different(parts):
+    keys = {f"conv{s}_x.{b}.{word}" for s, b, word in parts}
+    assert len({TABLE.from_ours(key).theirs for key in keys}) == len(keys)
+
+
+@settings(max_examples=200)
+@given(st.text(max_size=40))
+def test_no_text_breaks_a_table(text):
+    for table in (TABLE, *tables("resnet").values()):
+        for entry in (table.from_ours(text), table.from_theirs(text), table.from_theirs(f"layer{text}.conv1.weight")):
+            assert entry is None or (entry.ours and entry.theirs)
+
+
+def test_numbers_do_not_become_negative_or_get_zeros_in_front():
+    assert TABLE.from_ours("conv0_x.b.w") is None
+    assert TABLE.from_theirs("model.stages.2.kernel") is None
+    assert TABLE.from_ours("conv01_x.b.w") is None
+    assert TABLE.from_theirs("model.layer" + "9" * 5000 + ".b.w") is None
+    assert TABLE.from_theirs("layer1.b.w") is None, "without the prefix it is no name of theirs"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "says"),
+    [
+        ("a.{x}", "b.{y}", "different fields"),
+        ("a.{x}", "b", "different fields"),
+        ("a.{x}.{x}", "b.{x}.{x}", "repeats"),
+        ("a.{x}{y}", "b.{x}.{y}", "between them"),
+        ("a.{*}.b", "b.{*}", "at the end"),
+        ("a.{X}", "b.{X}", "a field is"),
+        ("a.{x*2}", "b.{x}", "a field is"),
+    ],
+)
+def test_a_rule_that_has_no_way_back_is_an_error(ours, theirs, says):
+    with pytest.raises(ValueError, match=says):
+        Rule(ours, theirs)
+
+
+def test_rules_that_collide_are_found_when_used():
+    table = KeyTable("bad", (Rule("a.{x}", "c.{x}"), Rule("b.{x}", "c.{x}")))
+    assert table.from_ours("a.1") is not None
+    with pytest.raises(ValueError, match="lead back"):
+        table.from_ours("b.1")
+
+
+def test_patterns_take_words_without_dots():
+    pattern = Pattern("a.{x}.b{y}")
+    pattern.compile(set())
+    assert pattern.match("a.one.b2") == {"x": "one", "y": "2"}
+    assert pattern.match("a.one.two.b2") is None
+
+
+TENSOR = torch.arange(2 * 3 * 5 * 7.0).reshape(2, 3, 5, 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("", (2, 3, 5, 7)),
+        ("transpose", (2, 3, 7, 5)),
+        ("permute(3, 1, 0, 2)", (7, 3, 2, 5)),
+        ("reshape((2, 3, 5, 7), (6, 35))", (6, 35)),
+        ("flip(1)", (2, 3, 5, 7)),
+        ("unsqueeze(2)", (2, 3, 1, 5, 7)),
+        ("reorder(3, (4, 0, 6, 1, 2, 5, 3))", (2, 3, 5, 7)),
+        ("permute(3, 2, 0, 1) | flip(1) | reshape((7, 5, 2, 3), (35, 6)) | transpose", (6, 35)),
+    ],
+)
+def test_transforms_are_undone_by_their_inverse(text, shape):
+    transform = Transform(text)
+    (ours,) = transform.load([TENSOR])
+    assert tuple(ours.shape) == shape
+    (back,) = transform.export([ours])
+    assert torch.equal(back, TENSOR)
+
+
+def test_transforms_do_what_their_names_say():
+    (ours,) = Transform("transpose").load([TENSOR[0, 0]])
+    assert torch.equal(ours, TENSOR[0, 0].T)
+    x = torch.arange(6.0)
+    assert Transform("reorder(0, (2, 0, 1))").load([x])[0].tolist() == [4, 5, 0, 1, 2, 3]
+    assert Transform("squeeze(1)").load([x[:, None]])[0].shape == (6,)
+    joined = Transform("transpose | concatenate(0)", theirs=3)
+    parts = [torch.full((2, 5), float(i)) for i in range(3)]
+    (one,) = joined.load(parts)
+    assert one.shape == (15, 2) and one[:, 0].tolist() == [0.0] * 5 + [1.0] * 5 + [2.0] * 5
+    assert all(torch.equal(a, b) for a, b in zip(joined.export([one]), parts, strict=True))
+    split = Transform("split(1)", ours=2)
+    a, b = split.load([torch.arange(8.0).reshape(2, 4)])
+    assert a.tolist() == [[0, 1], [4, 5]] and torch.equal(split.export([a, b])[0], torch.arange(8.0).reshape(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("text", "theirs", "ours"),
+    [
+        ("turn", 1, 1),
+        ("concatenate(0)", 1, 1),
+        ("", 2, 1),
+        ("split(0)", 1, 1),
+        ("concatenate(0) | split(0)", 2, 2),
+        ("permute(0, x)", 1, 1),
+        ("flip(axis=0)", 1, 1),
+    ],
+)
+def test_transforms_that_cannot_be_are_errors(text, theirs, ours):
+    with pytest.raises(ValueError):
+        Transform(text, theirs=theirs, ours=ours)
+
+
+def test_unequal_parts_are_an_error():
+    with pytest.raises(ValueError, match="equal parts"):
+        Transform("split(0)", ours=2).load([torch.ones(5)])
+
+
+@pytest.fixture
+def family(tmp_path, monkeypatch):
+    """Writes the tables of a family called `toy`."""
+    monkeypatch.setattr("jingdu.weights.tables.KEYS", tmp_path)
+    tables.cache_clear()
+    yield lambda text: (tmp_path / "toy.toml").write_text(text)
+    tables.cache_clear()
+
+
+def test_the_librarys_name_decides(family):
+    family('[one]\nrules = [["a.{x}", "b.{x}"]]\n[two]\nrules = [["a.{x}", "b.{x}", "transpose"]]')
+    assert detect({"b.w"}, None, "toy", "two", {"a.w"}).table.name == "two"
+    with pytest.raises(UsageError, match=r"several formats of toy \(one, two\).*LIBRARY/NAME"):
+        detect({"b.w"}, None, "toy", None, {"a.w"})
+    with pytest.raises(UsageError, match=r"'tow'.*two"):
+        detect({"b.w"}, None, "toy", "tow", {"a.w"})
+
+
+def test_the_config_decides_where_the_keys_do_not(family):
+    family('[timm]\nrules = [["a.{x}", "b.{x}"]]\n[transformers]\nrules = [["a.{x}", "b.{x}", "transpose"]]')
+    assert detect({"b.w"}, {"architecture": "net"}, "toy", None, {"a.w"}).table.name == "timm"
+    assert detect({"b.w"}, {"model_type": "net"}, "toy", None, {"a.w"}).table.name == "transformers"
+
+
+def test_tables_that_mean_the_same_are_no_ambiguity(family):
+    family('[one]\nrules = [["{*}", "{*}"]]\n[two]\nsame_as = "one"')
+    assert detect({"a", "b.c"}, None, "toy", None, {"a", "b.c"}).exact
+
+
+def test_swapped_names_are_an_ambiguity(family):
+    """Two formats with the same set of names, which call each other's tensors so."""
+    family('[swapped]\nrules = [["a", "b"], ["b", "a"]]')
+    with pytest.raises(UsageError, match="jingdu, swapped"):
+        detect({"a", "b"}, None, "toy", None, {"a", "b"})
+
+
+def test_tables_may_be_of_some_variants(family):
+    family('[one]\nvariants = ["x"]\nrules = [["a", "b"]]\n[two]\nvariants = ["y"]\nrules = [["a", "b", "flip(0)"]]')
+    assert detect({"b"}, None, "toy", None, {"a"}, "y").table.name == "two"
+
+
+def test_what_may_be_absent_may_be_absent_on_both_sides(family):
+    family('[one]\nrules = [["a.{*}", "b.{*}"]]\nignore = ["*.steps", "mask"]')
+    fit = detect({"b.w", "mask"}, None, "toy", None, {"a.w", "a.steps", "mask"})
+    assert fit.exact and [entry.ours for entry in fit.entries] == [("a.w",)]
+    assert len(detect({"b.w", "b.steps"}, None, "toy", None, {"a.w", "a.steps"}).entries) == 2
+
+
+def test_the_refusal_lists_both_sides_of_the_nearest_table():
+    ours = resnet_keys("resnet18")
+    theirs = {name for key in ours for name in tables("resnet")["torchvision"].from_ours(key).theirs}
+    broken = (theirs - {"fc.weight", "fc.bias"}) | {"fc.weigth", "head.extra"}
+    with pytest.raises(Refused) as caught:
+        detect(broken, None, "resnet", None, ours)
+    text = str(caught.value)
+    assert (
+        "torchvision" in text and "2 missing: fc.bias" in text and "fc.weight (nearest in the file: fc.weigth)" in text
+    )
+    assert "2 unexpected: fc.weigth, head.extra" in text and caught.value.exit_code == 4
+
+
+def test_the_refusal_says_what_our_name_for_a_missing_tensor_is():
+    ours = resnet_keys("resnet18")
+    theirs = {name for key in ours for name in tables("resnet")["torchvision"].from_ours(key).theirs}
+    with pytest.raises(Refused, match=r"1 missing: layer3\.0\.conv1\.weight \(our conv4_x\.0\.conv1\.weight\)"):
+        detect(theirs - {"layer3.0.conv1.weight"}, None, "resnet", None, ours)
+
+
+def test_names_from_a_file_are_printed_safely():
+    with pytest.raises(Refused) as caught:
+        detect({"\x1b[2J" + "x" * 5000}, None, "resnet", None, {"fc.weight"})
+    assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 600
