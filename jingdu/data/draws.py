@@ -36,7 +36,7 @@ class Draws:
     """Random rows for the samples `indices` of `epoch` under `seed`."""
 
     def __init__(self, seed: int, epoch: int, indices: Sequence[int] | np.ndarray):
-        self.keys = np.atleast_1d(_key(seed, epoch, np.asarray(indices, dtype=np.int64)))
+        self.keys = _key(seed, epoch, np.asarray(indices, dtype=np.int64))
         self.counter = 0
 
     def __len__(self) -> int:
@@ -85,4 +85,4 @@ def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 
 def generator(seed: int, *parts: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A torch generator whose stream is a function of `seed` and `parts`."""
-    return torch.Generator(device=device).manual_seed(int(_key(seed, *parts)) >> 1)
+    return torch.Generator(device=device).manual_seed(int(_key(seed, *parts)[0]) >> 1)

@@ -53,7 +53,7 @@ def digits(split: Split, size: int = 8, flat: bool = False, channels: Literal[1,
     Digits", UCI Machine Learning Repository, 1998 (the test part, 8x8 pixels of 17 greys).
 
     Args:
-        split: train (1,348 digits) or test (449).
+        split: train (1,347 digits) or test (450).
         size: side in pixels; other than 8 is resized bilinearly.
         flat: `features` [64] instead of `image`, for methods that know no pictures.
         channels: 1, or 3 equal ones.
@@ -134,7 +134,7 @@ class Crops:
 
     classes = None
 
-    def __init__(self, names: Sequence[str], size: int, count: int, scale: tuple[float, float], channels: Literal[1, 3],
+    def __init__(self, names: Sequence[str], size: int, count: int, scale: tuple[int | float, int | float], channels: Literal[1, 3],
                  fixed: bool):  # fmt: skip
         self.names, self.size, self.count, self.scale = tuple(names), size, count, scale
         self.channels, self.fixed = channels, fixed
@@ -167,7 +167,7 @@ def photos(
     size: int | None = 64,
     count: int = 2000,
     test_count: int = 250,
-    scale: tuple[float, float] = (1.0, 4.0),
+    scale: tuple[int | float, int | float] = (1, 4),
     channels: Literal[1, 3] = 3,
 ) -> Crops | Tensors:
     """The photographs that scikit-image and scikit-learn carry: random windows `image` of them, and their `name`.

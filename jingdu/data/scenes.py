@@ -184,7 +184,9 @@ def world(
     count = min_shapes + draws.integers(max_shapes - min_shapes + 1)
     present = torch.arange(slots) < count[:, None]
     shape = torch.tensor([_SHAPES.index(name) for name in shapes])[draws.integers(len(shapes), slots)]
-    colour = torch.tensor([_COLOURS.index(name) for name in colours])[draws.integers(len(colours), slots)]
+    # No colour comes twice before all have come once.
+    palette = torch.tensor([_COLOURS.index(name) for name in colours])
+    colour = palette[draws.uniform(len(colours)).argsort(1)][:, torch.arange(slots) % len(colours)]
     tint = draws.uniform(slots, 3, low=-0.03, high=0.03)
 
     # The first shape is the main one: at least a quarter larger than any other. Many shapes are smaller ones.

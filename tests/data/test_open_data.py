@@ -63,7 +63,7 @@ def test_a_missing_folder_is_named_with_the_layout(spec):
 def test_an_embedded_name_wins_over_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()
-    assert len(open_data("digits", "test", GREY)) == 449
+    assert len(open_data("digits", "test", GREY)) == 450
     with pytest.raises(Refused, match="no image files and no class folders"):
         open_data("./digits", "test", GREY)
 

@@ -102,7 +102,7 @@ def test_the_deadline_is_that_of_the_promise():
 
 
 @pytest.mark.parametrize(
-    ("status", "says"), [(429, "too many requests"), (503, "server failed"), (404, "no such file")]
+    ("status", "says"), [(429, "too many requests were made"), (503, "server failed"), (404, "no such file")]
 )
 def test_an_error_of_the_server_is_said(server, url, status, says):
     server.behaviour["/w.pth"] = str(status)
