@@ -130,12 +130,15 @@ def _fetch_snapshot(source: str, repo: str, revision: str, deadline: float, lice
     token = None if address == HOME else False
     patience = Patience(deadline)
 
-    def ask(function: Callable[[], Any]) -> Any:
+    def ask(function: Callable[[], Any], again: bool = True) -> Any:
         try:
             return attempt(patience, function)
         except (JingduError, Unreachable):
             raise
         except Exception as error:  # the library has dozens of its own, and those of its HTTP client
+            # A server may close a kept connection in the moment in which the client uses it again.
+            if again and type(error).__name__ == "RemoteProtocolError":
+                return ask(function, again=False)
             raise Unreachable(_reason(error, repo, revision)) from None
 
     info = ask(lambda: HfApi(endpoint=address, token=token).model_info(repo, revision=revision))

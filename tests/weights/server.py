@@ -38,6 +38,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
+    def end_headers(self) -> None:
+        self.send_header("Connection", "close")  # or a client may reuse the connection while it closes
+        super().end_headers()
+
     def _answer(self, method: str) -> None:
         server, path = self.server, self.path.partition("?")[0]
         server.seen.append((method, path, {k.lower(): v for k, v in self.headers.items()}))
@@ -45,6 +49,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         if behaviour == "silent":
             server.over.wait(20)
+            return
+        if behaviour == "hangs up once":
+            server.behaviour.clear()
             return
         if behaviour.isdecimal() or (path not in server.files and path not in server.redirects):
             self.send_response(int(behaviour or 404))

@@ -160,6 +160,12 @@ def test_a_cut_download_goes_on_where_it_stopped(hub):
     assert "range" in [headers for verb, where, headers in hub.seen if verb == "GET" and where == path][-1]
 
 
+def test_a_connection_that_closes_between_two_requests_is_opened_again(hub):
+    hub.behaviour[f"/api/models/{REPO}/revision/main"] = "hangs up once"
+    found, _ = get()
+    assert torch.equal(read(found)["a"], STATE["a"])
+
+
 def test_shards_are_fetched_by_their_index(server, online, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     one, two = {"a": torch.ones(3), "b": torch.ones(5)}, {"c": torch.zeros(7)}
