@@ -42,7 +42,7 @@ class Draws:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def take(self, rows: slice | Sequence[int] | np.ndarray) -> "Draws":
+    def take(self, rows: slice | Sequence[int] | np.ndarray | Tensor) -> "Draws":
         """Independent draws for some of the rows, from where this one stands."""
         part = Draws.__new__(Draws)
         part.keys, part.counter = self.keys[rows], self.counter

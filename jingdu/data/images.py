@@ -5,8 +5,9 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ Crop = Callable[[Image.Image, Draws, Preprocess], Tensor]
 # Pillow only warns up to twice its own limit; a bomb is an error for us, from the header on. One filter for the
 # process, since changing filters around each call is not safe in threads.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+# A picture whose EXIF is damaged is sound: what its EXIF would say is left out.
+warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -54,7 +57,9 @@ _UPRIGHT = {
 # One image ------------------------------------------------------------------------------------
 
 
-def decode(source: str | Path | BinaryIO, channels: Literal[1, 3] = 3, name: str | Path | None = None) -> Image.Image:
+def decode(
+    source: str | Path | BufferedIOBase, channels: Literal[1, 3] = 3, name: str | Path | None = None
+) -> Image.Image:
     """An image file as grey (1) or RGB (3), upright by its EXIF.
 
     Transparent parts become white. The first frame of an animation is taken. `name` says in errors where an open
@@ -188,7 +193,11 @@ def load_image(path: str | Path, preprocess: Preprocess) -> Float[Tensor, "chann
 
 
 def _view(
-    source: str | Path | BinaryIO, name: str | Path, preprocess: Preprocess, crop: Crop | None, draws: Draws | None
+    source: str | Path | BufferedIOBase,
+    name: str | Path,
+    preprocess: Preprocess,
+    crop: Crop | None,
+    draws: Draws | None,
 ) -> Tensor:
     """One file decoded, and cropped or prepared. Whatever is wrong with it is told with its name."""
     image = decode(source, preprocess.channels, name)
@@ -250,7 +259,7 @@ class Pictures:
         self.skipped: set[str] = set()
 
     def load(
-        self, sources: Sequence[str | Path | BinaryIO], names: Sequence[str | Path], draws: Draws
+        self, sources: Sequence[str | Path | BufferedIOBase], names: Sequence[str | Path], draws: Draws
     ) -> tuple[Float[Tensor, "batch channels height width"], list[int]]:
         """The images, and which of the sources they are: damaged ones are missing under on_corrupt="skip".
 

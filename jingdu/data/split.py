@@ -19,10 +19,9 @@ def held_out(name: str, share: float = 0.1) -> bool:
 def split_names(names: list[str], split: str, share: float = 0.1) -> list[str]:
     """The names of one split, in their order: about `share` of them are for testing, at least one of two or more.
 
-    Where no name falls into a split, the one nearest to it does.
+    Where no name falls into a split, the one nearest to it does; a single name is for training.
     """
-    test = {name for name in names if held_out(name, share)}
-    if len(names) > 1:
-        test = test or {min(names, key=_place)}
+    test = {name for name in names if held_out(name, share)} or {min(names, key=_place, default="")}
+    if names:
         test -= {max(names, key=_place)}
     return [name for name in names if (name in test) == (split == "test")]

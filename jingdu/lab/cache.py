@@ -238,6 +238,7 @@ def _aside(root: Path) -> Path:
         ) from None
 
 
+@same_randomness()
 def trained(recipe: Recipe) -> Trained:
     """The trained part of a recipe: out of the cache, or trained now, on the CPU.
 
@@ -253,8 +254,7 @@ def trained(recipe: Recipe) -> Trained:
     aside = _aside(root)
     try:
         started = time.monotonic()
-        with same_randomness():
-            run = run_recipe(dataclasses.replace(recipe, stages=rare), aside / "run", device="cpu", quiet=True)
+        run = run_recipe(dataclasses.replace(recipe, stages=rare), aside / "run", device="cpu", quiet=True)
         seconds = time.monotonic() - started
         _prune(run.folder)
         entry = {"seconds": round(seconds, 3), "made_of": made, "files": _contents(run.folder)}

@@ -1,6 +1,6 @@
 """What a claim's function is given: it trains, and it keeps what the function wants to show."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,12 +51,12 @@ class Lab:
         )
         return part
 
-    def curve(self, name: str, xs: Sequence[float], ys: Sequence[float], x: str = "", y: str = "") -> None:
+    def curve(self, name: str, xs: Iterable[Any], ys: Iterable[Any], x: str = "", y: str = "") -> None:
         """Keep a curve of this seed.
 
         Args:
             name: of the curve; the same for every seed.
-            xs: numbers along the axis.
+            xs: numbers along the axis: a list, an array, a tensor.
             ys: one value for each.
             x: the axis' label.
             y: the values' label, with their unit.
@@ -65,9 +65,10 @@ class Lab:
         """
         if name in self.curves:
             raise UsageError(f"curve {name!r} was drawn already for this seed")
-        if len(xs) != len(ys):
-            raise UsageError(f"curve {name!r} has {len(xs)} xs and {len(ys)} ys")
-        self.curves[name] = ([float(v) for v in xs], [float(v) for v in ys])
+        points = [float(v) for v in xs], [float(v) for v in ys]
+        if len(points[0]) != len(points[1]):
+            raise UsageError(f"curve {name!r} has {len(points[0])} xs and {len(points[1])} ys")
+        self.curves[name] = points
         self.axes[name] = (x, y)
 
     def image(self, name: str, pixels: Any) -> None:

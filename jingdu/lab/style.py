@@ -28,6 +28,8 @@ WIDTH = 1260
 """Pixels across."""
 LARGEST = 200_000
 """Bytes of a PNG file, at most."""
+NARROWEST = 420
+"""Pixels across of a picture that would be larger otherwise."""
 
 
 def _parameters() -> dict[str, Any]:
@@ -92,7 +94,8 @@ def new_figure(width: float = SIZE[0], height: float = SIZE[1]) -> Any:
 
 
 def png(figure: Any) -> bytes:
-    """A figure as PNG, `WIDTH` pixels wide, of at most `LARGEST` bytes: fewer colours first, then fewer pixels."""
+    """A figure as PNG, `WIDTH` pixels wide, of at most `LARGEST` bytes: fewer colours first, then fewer pixels,
+    down to `NARROWEST` across."""
     from PIL import Image
 
     width = WIDTH
@@ -104,9 +107,9 @@ def png(figure: Any) -> bytes:
         picture = Image.open(buffer).convert("RGB")
         small = io.BytesIO()
         picture.quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
-        if small.tell() <= LARGEST or width <= WIDTH // 3:
+        if small.tell() <= LARGEST or width == NARROWEST:
             return small.getvalue()
-        width = int(0.85 * width)
+        width = max(NARROWEST, int(0.95 * width * (LARGEST / small.tell()) ** 0.5))
 
 
 def mark_smoke(figure: Any) -> None:

@@ -106,11 +106,13 @@ def _timm(config: Config, family: str, variants: Sequence[str], aliases: Mapping
             f"({', '.join(variants)})"
         )
     rules = _TIMM.get(family, _Timm({}))
+    arguments = dict(config.get("model_args") or {})
     for key, wanted in rules.needs.items():
         _need(config, key, wanted)
+        _need(arguments, key, wanted)
+        arguments.pop(key, None)
     meanings = rules.arguments
     inner = config.get("pretrained_cfg") or {}
-    arguments = {**dict(config.get("model_args") or {})}
     if "num_classes" in meanings and isinstance(count := config.get("num_classes", inner.get("num_classes")), int):
         arguments["num_classes"] = count
     unknown = set(arguments) - set(meanings)
@@ -199,7 +201,7 @@ _PREPROCESS: Mapping[str, Callable[[Any], bool]] = {
 """What each field of a Preprocess may be."""
 
 
-def preprocess_from(plain: Mapping[str, Any] | None) -> Preprocess | None:
+def preprocess_from(plain: Any) -> Preprocess | None:
     """A Preprocess from JSON, as our own files hold it. Raises Refused for one that it cannot be."""
     if plain is None:
         return None
