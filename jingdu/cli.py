@@ -125,7 +125,10 @@ def _show(words: list[str]) -> int:
     flags = parser.parse_args(words)
     card = canon.paper(flags.paper)
     if flags.source:
-        print(card.source_path.read_text("utf-8"), end="")
+        files = card.source_files
+        for path in files:
+            print(f"# {path.name}\n" if len(files) > 1 else "", end="")
+            print(path.read_text("utf-8"), end="\n" if path != files[-1] else "")
         return 0
     if flags.bib:
         print(card.bibtex())
@@ -295,7 +298,18 @@ def _parse(kind: Any, default: Any, words: list[str], program: str, help_only: b
         if stop.code == 0:
             print(caught.getvalue())
             raise
-        raise UsageError(text or f"cannot read {' '.join(words)}") from None
+        raise UsageError(_complaint(text) or f"cannot read {' '.join(words)}") from None
+
+
+def _complaint(text: str) -> str:
+    """tyro's error box as one sentence."""
+    import re
+
+    parts = [part.strip() for part in re.split(r"-{10,}|Argument helptext:|For full helptext", text)]
+    # A box has a title, what is wrong, and how to get help.
+    text = next((part for part in parts[1:] if part), parts[0]).removeprefix("Error parsing Stage: ")
+    value = r"Error parsing (\S+): no type matching (.+?) could be instantiated from \[(.*?)\].*"
+    return re.sub(value, r"\1 \3: this is no \2", text)
 
 
 # reproduce, predict, eval ------------------------------------------------------------------------
@@ -343,13 +357,14 @@ def _predict(words: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument("--options", action="store_true", help="print the paper's own options, and stop")
     parser.allow_abbrev = False
-    flags, rest = parser.parse_known_args(words)
-    found = canon.resolve(flags.name)
+    found = canon.resolve(parser.parse_known_args(words)[0].name)
 
-    # Inputs that come after an option of the paper's are still inputs: only flags and their values go to it.
     from jingdu import verbs
 
-    options = _predict_options(found.paper, rest, f"jingdu predict {flags.name}", flags.options)
+    # Inputs may stand anywhere: only the paper's flags and their values are not the command's.
+    own, rest = _divide(words, found.paper)
+    flags, strange = parser.parse_known_intermixed_args(own)
+    options = _predict_options(found.paper, [*rest, *strange], f"jingdu predict {flags.name}", flags.options)
     if flags.options:
         return 0
     rows = []
@@ -363,6 +378,34 @@ def _predict(words: list[str]) -> int:
     if flags.json:
         print(json.dumps(rows, ensure_ascii=False, indent=1))
     return 0
+
+
+def _divide(words: list[str], card: canon.Paper) -> tuple[list[str], list[str]]:
+    """The command's own words, and the options of the paper's `predict` with their values."""
+    import inspect
+    from typing import get_origin
+
+    parameters = inspect.signature(card.load().predict).parameters.values()
+    kinds = {f"--{p.name.replace('_', '-')}": p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
+    own: list[str] = []
+    rest: list[str] = []
+    position = 0
+    while position < len(words):
+        flag, equals, _ = words[position].partition("=")
+        kind = kinds.get(flag.replace("_", "-"), kinds.get(flag.replace("_", "-").replace("--no-", "--", 1)))
+        if words[position] == "--" or not flag.startswith("--") or kind is None:
+            own += words[position:] if words[position] == "--" else words[position : position + 1]
+            position = len(words) if words[position] == "--" else position + 1
+            continue
+        end = position + 1
+        if get_origin(kind) in (tuple, list) and not equals:
+            while end < len(words) and not words[end].startswith("--"):
+                end += 1
+        elif kind is not bool and not equals:
+            end += 1
+        rest += words[position:end]
+        position = end
+    return own, rest
 
 
 def _predict_options(card: canon.Paper, words: list[str], program: str, help_only: bool) -> dict[str, Any]:

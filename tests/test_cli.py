@@ -79,11 +79,23 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert "degradation" in fails(capsys, 2, "reproduce", "resnet", "--claim", "degradaton")
     assert "resnet50" in fails(capsys, 2, "train", "resnet", "--variant", "resnet5", "--out", tmp_path / "a")
     assert "--lr" in fails(capsys, 2, "train", "resnet", "--lr", "fast", "--out", tmp_path / "a")
+    assert "learning" not in fails(capsys, 2, "train", "resnet", "--lr", "fast", "--out", tmp_path / "a")
+    for flag, value in (("lr", "-1"), ("batch-size", "0"), ("steps", "0"), ("epochs", "-2"), ("accumulate", "0")):
+        message = fails(capsys, 2, "train", "resnet", f"--{flag}", value, "--out", tmp_path / "a")
+        assert f"{flag} is {value}" in message and "must be" in message
+    assert not (tmp_path / "a").exists()
     assert "--lrr" in fails(capsys, 2, "train", "resnet", "--lrr", "1", "--out", tmp_path / "a")
     assert "cosine" in fails(capsys, 2, "train", "resnet", "--schedule", "cosin", "--out", tmp_path / "b")
     assert "digits" in fails(capsys, 2, "train", "resnet", "--data", "digit", "--out", tmp_path / "c")
     assert "device" in fails(capsys, 2, "train", "resnet", "--device", "tpu", "--out", tmp_path / "d")
     assert "weights" in fails(capsys, 2, "predict", "resnet", "x.jpg")
+
+
+def test_a_folder_whose_run_never_began_can_be_used(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    fails(capsys, 2, "train", "resnet", "--data", "digit", "--out", tmp_path / "a")
+    assert (
+        main(["train", "resnet", "--steps", "1", "--override", "width=2", "--quiet", "--out", str(tmp_path / "a")]) == 0
+    )
 
 
 def test_folders_are_kept(capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path) -> None:

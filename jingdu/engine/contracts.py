@@ -6,13 +6,16 @@
 - `Stage`, `Recipe`: the frozen description of a run. Every field is a flag of `jingdu train`.
 """
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from jingdu.data.preprocess import Preprocess
+from jingdu.errors import UsageError
 
 Batch = dict[str, Any]
 """Named tensors and lists whose first axis is the sample: image [batch, channels, height, width]..."""
@@ -99,6 +102,27 @@ class Rollout(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...
 
 
+_TINY = math.ulp(0.0)
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "workers": (0, 64),
+    "batch_size": (1, math.inf),
+    "epochs": (_TINY, sys.float_info.max),
+    "steps": (1, math.inf),
+    "lr": (0, sys.float_info.max),
+    "momentum": (0, 1),
+    "eps": (0, 1),
+    "weight_decay": (0, sys.float_info.max),
+    "accumulate": (1, math.inf),
+    "clip": (_TINY, math.inf),
+    "ema": (0, 1),
+    "seed": (0, 2**63 - 1),
+    "evaluate_every": (1, math.inf),
+    "save_every": (1, math.inf),
+    "keep": (2, math.inf),
+}
+"""A stage's field -> its smallest and its largest value."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage of a recipe. Names of networks, data and functions are calls written as text
@@ -169,6 +193,18 @@ class Stage:
     """Steps between checkpoints."""
     keep: int = 2
     """Complete checkpoints that stay on disk (at least 2)."""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value that no training can have."""
+        for name, (low, high) in _BOUNDS.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                least = "above 0" if low == _TINY else f"at least {low:g}"
+                wanted = f"from {low:g} to {high:g}" if high <= 64 else f"{least} and finite"
+                raise UsageError(f"{name.replace('_', '-')} is {value}: it must be {wanted}")
+        for objective, changes in self.per_objective.items():
+            if strange := set(changes) - {field.name for field in fields(self)}:
+                raise UsageError(f"per-objective {objective}: a stage has no field {sorted(strange)[0]!r}")
 
 
 @dataclass(frozen=True)

@@ -381,10 +381,11 @@ def train(
     """
     recipe = Recipe((recipe,), minutes=0, expect={}) if isinstance(recipe, Stage) else recipe
     out = Path(out)
+    place = device_of(device)
     _enter(out, recipe, resume)
     with locked(out):
+        write_whole(out / "recipe.json", _describe(recipe).encode())
         previous: dict[str, Any] = {}
-        place = device_of(device)
         say(f"device: {place}, {torch.get_num_threads()} threads; run folder: {out}", quiet)
         metrics: dict[str, float] = {}
         for stage in recipe.stages:
@@ -394,6 +395,8 @@ def train(
             training = Training(stage, place, previous)
             try:
                 metrics = _run_stage(training, folder, resume, quiet, tensorboard)
+            except Interrupted as stop:
+                raise Interrupted(f"{stop}; go on with --resume --out {out}") from None
             finally:
                 training.stream.close()
             if not last:
@@ -403,9 +406,14 @@ def train(
 
 
 def _enter(out: Path, recipe: Recipe, resume: bool) -> None:
-    """Make the run folder, or check that it may be continued with this recipe."""
+    """Make the run folder, or check that it may be continued with this recipe.
+
+    A folder whose run failed before its first step (data that is not there) holds no run yet.
+    """
     described = _describe(recipe)
     if (out / "recipe.json").exists():
+        if next(out.rglob("log.jsonl"), None) is None:
+            return
         if not resume:
             raise UsageError(f"{out} holds a run already: go on with --resume, or choose another --out")
         before = (out / "recipe.json").read_text("utf-8")
@@ -422,7 +430,7 @@ def _enter(out: Path, recipe: Recipe, resume: bool) -> None:
         raise UsageError(f"{out} is not empty and holds no run: choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / "recipe.json", described.encode())
+        write_whole(out / "recipe.json", described.encode())  # also tries whether the folder can be written
     except OSError as error:
         raise UsageError(f"{out}: cannot write there ({error.strerror}); choose another --out") from None
 
@@ -463,9 +471,7 @@ def _run_stage(training: Training, folder: Path, resume: bool, quiet: bool, tens
                     save()
                     saved_at = training.step
                 if signals.received is not None and not done:
-                    raise Interrupted(
-                        f"stopped after step {training.step} and saved; go on with --resume --out {folder}"
-                    )
+                    raise Interrupted(f"stopped after step {training.step} and saved")
         if saved_at != training.step:
             save()
         torch.manual_seed(stage.seed)  # a resumed evaluation draws what an uninterrupted one draws
