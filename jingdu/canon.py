@@ -38,7 +38,8 @@ class Paper:
     cites: tuple[str, ...] = ()
     """Parents that lend no code."""
     variants: Mapping[str, int] = field(default_factory=dict)
-    """Variant -> number of trainable parameters; the first is the default."""
+    """Variant -> number of trainable parameters; the first is the default. A paper without parameters, whose
+    `build` gives a plain object, has none: its key is its only name."""
     counts_from: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """A library's name for one of our networks: "timm/resnet50" -> "resnet50(...)"."""
@@ -65,6 +66,13 @@ class Paper:
     def source_path(self) -> Path:
         base = PACKAGE / "papers" / self.area / self.key
         return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+
+    @property
+    def source_files(self) -> tuple[Path, ...]:
+        """All files of the module: one, or a package's, first the one that gives their reading order."""
+        first = self.source_path
+        others = first.parent.rglob("*.py") if first.name == "__init__.py" else ()
+        return (first, *sorted(path for path in others if path != first))
 
     def load(self) -> Any:
         """Import the paper's module."""
@@ -171,6 +179,7 @@ def create(name: str, weights: str | Path | None = None, **overrides: Any) -> An
         published=found.paper.weights,
         variant=None if found.by_key else found.variant,
         library=found.library,
+        plain=not found.paper.variants,
     )
     variant = opened.variant if found.by_key and opened.variant else found.variant
     arguments = {**found.overrides, **opened.overrides, **overrides}

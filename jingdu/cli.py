@@ -419,7 +419,7 @@ def _predict_options(card: canon.Paper, words: list[str], program: str, help_onl
     fields = []
     for p in inspect.signature(function).parameters.values():
         if p.kind is p.KEYWORD_ONLY:
-            help_text = re.search(rf"^\s+{p.name}: (.+?)(?=^\s+\w+: |\Z)", text, re.M | re.S)
+            help_text = re.search(rf"^\s+{p.name}: (.+?)(?=^\s+\w+: |^\s*$|\Z)", text, re.M | re.S)
             about = " ".join(help_text.group(1).split()) if help_text else ""
             fields.append((p.name, p.annotation, dataclasses.field(default=p.default, metadata={"help": about})))
     if not fields:

@@ -127,6 +127,8 @@ def evaluate(
 
         system = build_system(stage, {next(iter(stage.networks)): model})
     if data is not None:
+        if data.endswith(".txt") and Path(data).is_file():  # all of it: nothing is trained on it here
+            data = str(Call("text", {"path": data, "share": 1}))
         stage = dataclasses.replace(stage, eval_data=data)
         _check_classes(stage, system)
     if batch_size is not None:

@@ -1,7 +1,7 @@
 """Data by name.
 
 Embedded, no network: `digits`, `faces`, `photos`, `scenes`, `stdlib`, `pydoc_topics`. The user's
-own: a folder of images, `text(path="...")`, `hf:OWNER/NAME` or `hf:/PATH` (Hugging Face `datasets`).
+own: a folder of images, a .txt file, `text(path="...")`, `hf:OWNER/NAME` or `hf:/PATH` (Hugging Face `datasets`).
 
 Reading order: `base` (the contract), `draws` (random numbers that belong to samples), `preprocess`,
 `images`, `augment`, `embedded`, `scenes`, `hub`.
@@ -46,7 +46,7 @@ def open_data(
     not other ones: the weights are saved with `preprocess`, and would be fed something else afterwards.
 
     Args:
-        spec: an embedded name with its arguments, an image folder, or `hf:` and a name or path. A folder that has
+        spec: an embedded name with its arguments, an image folder, a .txt file, or `hf:` and a name or path. A folder that has
             the name of an embedded set is written with its path, `./digits`.
         split: what to train on, or what is held out.
         preprocess: size and channels of images.
@@ -64,6 +64,8 @@ def open_data(
         return open_hub(spec.removeprefix("hf:"), split, preprocess, crop, on_corrupt)
     name = spec.partition("(")[0].strip()
     path = Path(spec).expanduser()
+    if path.suffix == ".txt" and path.is_file():
+        return _embedded(Call("text", {"path": spec}), split, preprocess, crop)
     if name not in EMBEDDED and (path.exists() or name == "imagenet" or _is_path(name)):
         from jingdu.data.images import ImageFolder
 

@@ -287,18 +287,27 @@ def pydoc_topics(split: Split) -> Tensors:
     return Tensors({"text": [topics[name] for name in names], "name": names})
 
 
-def text(split: Split, path: str) -> Documents | Tensors:
+def text(split: Split, path: str, share: float | int = 0.1) -> Documents | Tensors:
     """The user's own text: a UTF-8 file, or a folder of .txt files, one document a sample: `text` and `name`.
 
     A folder that holds train/ and test/ is divided so; of another, a tenth of the files, by their names, is the
     test split; of a single file, its last tenth, from the next line on.
 
-    Raises BadInput for what is not there, is not UTF-8, or holds too little.
+    Args:
+        split: train or test.
+        path: the file or folder.
+        share: how much is held out for testing; 1 is all of it, and then there is no train split.
+
+    Raises BadInput for what is not there, is not UTF-8, or holds too little; UsageError for a share that is none.
     """
+    if not 0 < share <= 1 or (share == 1 and split == "train"):
+        raise UsageError(f"text(share={share!r}): a share is above 0 and, where there is training, below 1")
     root = Path(path).expanduser()
     if root.is_file():
         content = _read_text(root)
-        cut = content.find("\n", len(content) * 9 // 10) + 1
+        if share == 1:
+            return Tensors({"text": [content], "name": [root.name]})
+        cut = content.find("\n", int(len(content) * (1 - share))) + 1
         parts = {"train": content[:cut], "test": content[cut:]}
         if not all(part.strip() for part in parts.values()):
             raise BadInput(root, "too few lines to hold some out for testing; give a folder with train/ and test/")
@@ -308,8 +317,8 @@ def text(split: Split, path: str) -> Documents | Tensors:
     divided = (root / "train").is_dir() and (root / "test").is_dir()
     base = root / split if divided else root
     names = sorted(file.relative_to(base).as_posix() for file in base.rglob("*.txt"))
-    if not divided:
-        names = split_names(names, split)
+    if not divided and share < 1:
+        names = split_names(names, split, share)
     if not names:
         raise BadInput(base, f"too few .txt files for the {split} split")
     return Documents(base, names, _read_text)

@@ -316,7 +316,7 @@ def _open(text: str, split: str, stage: Stage, crop: Any = None) -> Any:
     """Data by name, or a paper's Rollout (`paper.Class(...)`)."""
     call = Call.parse(text)
     paper, dot, attribute = call.name.partition(".")
-    if dot and attribute.isidentifier() and paper.isidentifier():
+    if dot and attribute.isidentifier() and paper.isidentifier() and not Path(text).exists():  # my.txt is a file
         return resolve(call.name)(**call.arguments)
     return open_data(text, split, stage.preprocess, crop, stage.on_corrupt)
 

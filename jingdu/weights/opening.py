@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from jingdu.data.preprocess import Preprocess
-from jingdu.errors import Refused, UsageError
+from jingdu.errors import BadInput, Refused, UsageError
 from jingdu.weights.configs import Sizes, preprocess_from, sizes
 from jingdu.weights.download import Say, say_to_stderr
 from jingdu.weights.files import kind_of, read_metadata
@@ -77,6 +77,9 @@ class Weights:
         from jingdu.engine.state import read_tree
 
         (file, *more) = self.located.files
+        if not more and self.located.kind == "file" and not self.is_ours and hasattr(model, "read_file"):
+            model.read_file(file)
+            return
         if more or kind_of(file) != "safetensors":
             raise Refused(f"{self.description}: a {type(model).__name__} is read from a run or a file of ours alone")
         load_plain(model, read_tree(file), self.network or "model", self.description)
@@ -94,6 +97,7 @@ def open_weights(
     offline: bool | None = None,
     deadline: float = DEADLINE,
     say: Say = say_to_stderr,
+    plain: bool = False,
 ) -> Weights:
     """Find weights and learn what network they are of; tensors are read later, by `Weights.fill`.
 
@@ -111,6 +115,8 @@ def open_weights(
         library: the format, from a qualified name; files that we wrote ignore it.
         aliases: the card's aliases, so that timm's architectures with other names are known.
         offline, deadline, say: see `locate`.
+        plain: the paper has plain objects, no networks: a file may be in the format of its field, which the
+            object's `read_file(path)` reads, and no tensors.
 
     Raises UsageError for an unreadable source, or weights that say they are of another variant than the asked
     one; Missing for weights that are not here and cannot be fetched; Refused for damaged ones.
@@ -118,7 +124,7 @@ def open_weights(
     located = locate(source, published=published, variant=variant, offline=offline, deadline=deadline, say=say)
     if located.kind == "checkpoint":
         return _from_checkpoint(located, family, variants, variant)
-    ours = _from_own_file(located, family)
+    ours = None if plain and not _is_safetensors(located) else _from_own_file(located, family)
     if ours is not None:
         _same(ours.variant, variant, located)
         return ours
@@ -135,6 +141,13 @@ def open_weights(
         known.preprocess or preprocess_from(located.preprocess),
         library or located.library,
     )
+
+
+def _is_safetensors(located: Located) -> bool:
+    try:
+        return all(kind_of(file) == "safetensors" for file in located.files)
+    except BadInput:
+        return False
 
 
 def _same(found: str | None, asked: str | None, located: Located) -> None:
