@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except JingduError as error:
         if debug:
             raise
-        print(f"jingdu: {error}", file=sys.stderr)
+        if not error.silent:
+            print(f"jingdu: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         with contextlib.suppress(OSError):
@@ -192,6 +193,9 @@ def _train(words: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="run folder (default runs/PAPER-PRESET)")
     parser.add_argument("--resume", action="store_true", help="go on, or start where there is no run yet")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument(
+        "--parallel", choices=("ddp", "fsdp"), help="how the processes of a torchrun job divide the work (ddp)"
+    )
     parser.add_argument("--tensorboard", action="store_true")
     parser.add_argument("--quiet", action="store_true")
     parser.add_argument("--fields", action="store_true", help="print the recipe's fields and values, and stop")
@@ -223,7 +227,10 @@ def _train(words: list[str]) -> int:
         resume=flags.resume,
         quiet=flags.quiet,
         tensorboard=flags.tensorboard,
+        parallel=flags.parallel,
     )
+    if int(os.environ.get("RANK", "0")) > 0:  # another process of the job says it
+        return 0
     for name, value in run.metrics.items():
         expected = chosen.expect.get(name)
         print(f"{name} {value:.4g}" + (f"  (expected {expected[0]:g} to {expected[1]:g})" if expected else ""))

@@ -13,6 +13,8 @@ class JingduError(Exception):
     """Base of all errors with a message meant for the user."""
 
     exit_code = 1
+    silent = False
+    """Another process of the same job says it."""
 
 
 class ClaimNotHeld(JingduError):

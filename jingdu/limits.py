@@ -15,3 +15,7 @@ HUB_SECONDS = 15.0
 """Time within which a hub must have begun to answer."""
 MAX_EXPANSION = 20
 """Uncompressed over compressed size of a weights archive; more is a zip bomb."""
+GROUP_SECONDS = 60.0
+"""Time after which processes that train together give up on one that does not answer."""
+SAVE_SECONDS = 1800.0
+"""Time that they give the first one to write a checkpoint."""

@@ -107,7 +107,7 @@ def evaluate(
 
     Raises UsageError where data are needed and not given, Refused where they do not fit.
     """
-    from jingdu.engine.loop import device_of
+    from jingdu.engine.training import device_of
 
     place = device_of(device)
     found = canon.resolve(name)

@@ -1,8 +1,9 @@
-"""How anything trains: the loop, precision, checkpoints, resume, logging."""
+"""How anything trains: the loop, precision, checkpoints, resume, several processes, logging."""
 
 from jingdu.engine.contracts import Batch, Fitted, Objective, Recipe, Rollout, Stage, System
-from jingdu.engine.loop import Run, evaluate_system, load_system, read_recipe, train
+from jingdu.engine.loop import Run, load_system, read_recipe, train
 from jingdu.engine.run import read_log
+from jingdu.engine.training import evaluate_system
 
 __all__ = [
     "Batch",

@@ -8,7 +8,7 @@
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -53,7 +53,15 @@ class System(nn.Module):
         raise TypeError(f"{type(self).__name__} defines no forward(batch, objective)")
 
     def after_update(self, objective: str) -> None:
-        """Called after each update by `objective`: momentum encoders, queues, memory banks."""
+        """Called after each update by `objective`: momentum encoders, queues, memory banks.
+
+        Where parameters are sharded over processes it sees the shards, which may be combined elementwise; buffers
+        are whole in each process, and what it writes into them is the same in all.
+        """
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """`function()`, as a method: sharded parameters are whole during one, so it may use the networks directly."""
+        return function()
 
     def update(self, batch: Batch) -> None:
         """Take one evaluation batch into account (eval mode, no gradients)."""

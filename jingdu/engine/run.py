@@ -95,6 +95,16 @@ class Log:
             self.board.close()
 
 
+class NoLog:
+    """What the other processes of a job write: nothing."""
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read_log(run: Path) -> list[dict[str, Any]]:
     """All lines of a run's log."""
     return [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]

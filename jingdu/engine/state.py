@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -61,18 +60,3 @@ def read_tree(path: Path) -> Any:
     except (SafetensorError, OSError, ValueError) as error:
         raise Refused(f"{path}: no readable safetensors file ({error})") from None
     return tensors if plain is None else unpack(tensors, json.loads(plain))
-
-
-def rng_state() -> dict[str, Tensor]:
-    """The state of torch's global generators."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
-    return state
-
-
-def set_rng_state(state: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    for name, value in state.items():
-        if name.startswith("cuda"):
-            torch.cuda.set_rng_state(value, int(name[4:]))

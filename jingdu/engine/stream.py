@@ -25,11 +25,12 @@ class Stream:
     """Training batches in order, prepared ahead by threads where asked.
 
     `shuffle` False visits the samples in their own order and keeps the last, smaller batch (`fit`).
+    `part` is which samples of a batch are prepared here; other processes have the others.
     """
 
     def __init__(
         self, data: Data, batch_size: int, seed: int, augment: tuple[Augment, ...], preprocess: Preprocess,
-        workers: int = 0, shuffle: bool = True,
+        workers: int = 0, shuffle: bool = True, part: slice = slice(None),
     ):  # fmt: skip
         if shuffle and len(data) < batch_size:
             raise UsageError(f"batch_size {batch_size} is larger than the data ({len(data)} samples)")
@@ -39,16 +40,16 @@ class Stream:
         self.position = 0
         self.ahead: dict[int, Future[Batch]] = {}
         self.pool = ThreadPoolExecutor(workers) if workers else None
-        self.workers = workers
+        self.workers, self.part = workers, part
         self._order: tuple[int, np.ndarray] | None = None
 
     def indices(self, number: int) -> tuple[int, np.ndarray]:
-        """Epoch and sample indices of batch `number`."""
+        """Epoch and sample indices of our part of batch `number`."""
         epoch, place = divmod(number, self.batches_per_epoch)
         if self._order is None or self._order[0] != epoch:
             order = permutation(self.seed, epoch, len(self.data)) if self.shuffle else np.arange(len(self.data))
             self._order = (epoch, order)
-        return epoch, self._order[1][place * self.batch_size : (place + 1) * self.batch_size]
+        return epoch, self._order[1][place * self.batch_size : (place + 1) * self.batch_size][self.part]
 
     def _prepare(self, epoch: int, indices: np.ndarray) -> Batch:
         draws = Draws(self.seed, epoch, indices)

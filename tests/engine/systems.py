@@ -136,3 +136,34 @@ class Broken(System):
     def forward(self, batch: Batch, objective: str) -> tuple[Tensor, dict[str, Any]]:
         self.calls += 1
         return self.a.sum() * (float("nan") if self.calls == 4 else 1.0), {}
+
+
+class Tower(System):
+    """A classifier of nested blocks without batch norm or dropout, a scalar parameter among its own."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network.requires_grad_(False)  # a recipe has one; this system does not use it
+        block = lambda: nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.LayerNorm(32))  # noqa: E731
+        self.body = nn.Sequential(nn.Linear(64, 32), block(), nn.Sequential(block(), block()))
+        self.out = nn.Linear(32, 10)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.register_buffer("mean", torch.zeros(10))
+        self.right = self.count = 0
+
+    def logits(self, batch: Batch) -> Tensor:
+        return self.scale.exp() * self.out(self.body(batch["image"].flatten(1)))
+
+    def forward(self, batch: Batch, objective: str) -> tuple[Tensor, dict[str, Any]]:
+        return F.cross_entropy(self.logits(batch), batch["label"]), {"scale": self.scale}
+
+    def after_update(self, objective: str) -> None:
+        self.mean += torch.rand(10, dtype=self.mean.dtype)
+
+    def update(self, batch: Batch) -> None:
+        self.right += int((self.logits(batch).argmax(1) == batch["label"]).sum())
+        self.count += len(batch["label"])
+
+    def compute(self) -> dict[str, float]:
+        value, self.right, self.count = self.right / self.count, 0, 0
+        return {"accuracy": value}

@@ -17,10 +17,10 @@ from jingdu.data.preprocess import Preprocess
 from jingdu.engine import Recipe, Stage, System, load_system, read_log, train
 from jingdu.engine import systems as engine_systems
 from jingdu.engine.checkpoint import newest_checkpoint, verify, write_checkpoint
-from jingdu.engine.loop import average, checkpoint_activations
 from jingdu.engine.optimise import make_schedule
 from jingdu.engine.run import locked
 from jingdu.engine.state import read_tree, tree_bytes
+from jingdu.engine.training import average, checkpoint_activations
 from jingdu.errors import Interrupted, Refused, TrainingFailed, UsageError
 from tests.engine import systems
 
@@ -58,7 +58,7 @@ class _Stop(Exception):
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """Die in the middle of step `count`, as a kill would: nothing is saved."""
-    from jingdu.engine.loop import Training
+    from jingdu.engine.training import Training
 
     original, done = Training.advance, [0]
 
@@ -110,9 +110,9 @@ def test_two_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rollout_learns_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import jingdu.engine.loop as loop
+    import jingdu.engine.training as training
 
-    monkeypatch.setattr(loop, "_open", lambda text, split, s, crop=None: systems.Corridor(s.seed))
+    monkeypatch.setattr(training, "open_source", lambda text, split, s, crop=None: systems.Corridor(s.seed))
     play = stage(system="reinforce", steps=80, lr=2.0, augment=(), save_every=7)
     run = train(play, tmp_path / "R", **QUIET)
     assert run.metrics["right"] > 0.7
@@ -244,7 +244,7 @@ def test_signal_is_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
     import signal
 
-    from jingdu.engine.loop import Training
+    from jingdu.engine.training import Training
 
     original = Training.advance
 

@@ -1,0 +1,326 @@
+"""Several processes train one system: each takes a share of every batch, and gradients are averaged.
+
+A global batch is cut into size x accumulate parts of neighbouring samples; process r takes the r-th run of parts. A
+part's random numbers are a function of (seed, step, objective, update, part), so that N processes with A parts
+each do the same work as one process with N x A parts.
+
+`ddp` keeps the whole system in every process (torch's DistributedDataParallel); `fsdp` shards parameters,
+gradients and optimiser state (FSDP2, `fully_shard`). `torchrun -m jingdu train ...` starts the processes;
+`jingdu.engine.launch` does so for tests, claims and `predict`.
+"""
+
+import inspect
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from jingdu.errors import Interrupted, JingduError, UsageError
+from jingdu.limits import GROUP_SECONDS, SAVE_SECONDS
+
+Parallel = Literal["ddp", "fsdp"]
+
+
+class World:
+    """This process among its equals; alone, every method is a plain local one."""
+
+    def __init__(self, rank: int = 0, size: int = 1, parallel: Parallel = "ddp", device: str = "auto"):
+        self.rank, self.size, self.device = rank, size, device
+        self.shard = size > 1 and parallel == "fsdp"
+        self.parallel: Parallel = parallel
+        self.first = rank == 0
+        if size > 1:
+            # While the first process writes a checkpoint, the others wait here and not in a reduction.
+            self._patient = dist.new_group(backend="gloo", timeout=timedelta(seconds=SAVE_SECONDS))
+            self._peers = self.gather((os.uname().nodename, os.getpid()))
+
+    # What the processes tell each other -----------------------------------------------------------
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's small plain value, by rank."""
+        found = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, value)
+        return found
+
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        """The sums over the processes, in float64."""
+        if self.size == 1:
+            return list(numbers)
+        vector = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(vector)
+        return vector.tolist()
+
+    def any(self, value: bool) -> bool:
+        """Whether it is true in some process."""
+        return self.sum([float(value)])[0] > 0
+
+    def wait(self) -> None:
+        """Until every process is here; a slow disk may take its time."""
+        if self.size > 1:
+            dist.barrier(self._patient)
+
+    def together(self, function: Callable[[], Any]) -> Any:
+        """What `function` gives here, once it has ended well everywhere. Its error stops all; the lowest rank speaks."""
+        result, problem = None, None
+        try:
+            result = function()
+        except JingduError as error:
+            problem = error
+        found = self.gather(problem and (str(problem), problem.exit_code))
+        failed = [rank for rank, entry in enumerate(found) if entry is not None]
+        if not failed:
+            return result
+        if problem is None:
+            text, code = found[failed[0]]
+            problem = JingduError(f"rank {failed[0]}: {text}")
+            problem.exit_code = code
+        problem.silent = self.rank != failed[0]
+        raise problem
+
+    def from_first(self, function: Callable[[], Any]) -> Any:
+        """What `function` gives in the first process, which alone runs it: a small plain value."""
+        return self.gather(self.together(function if self.first else lambda: None))[0]
+
+    # How the system is divided --------------------------------------------------------------------
+
+    def share(self, count: int) -> slice:
+        """This process's part of `count` samples."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def prepare(self, system: nn.Module) -> None:
+        """Shard the system in place: every block of a Sequential or ModuleList, then the rest."""
+        if not self.shard:
+            return
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        scalars = {p for p in system.parameters() if p.ndim == 0}  # FSDP2 cannot cut a scalar: each process keeps it
+        for block in reversed(blocks(system)):  # inner ones first
+            if any(p not in scalars for p in block.parameters()):
+                fully_shard(block, ignored_params=scalars)
+        fully_shard(system, ignored_params=scalars)
+        register_fsdp_forward_method(system, "call")
+
+    def wrap(self, system: nn.Module, mine: Sequence[Tensor]) -> nn.Module:
+        """The system as its objective calls it: a backward pass leaves averaged gradients in the parameters `mine`."""
+        if self.size == 1 or self.shard:
+            return system
+        with only(mine, system):
+            kind = nn.parallel.DistributedDataParallel
+            ids = [mine[0].device.index] if mine[0].is_cuda else None
+            # Buffers are ours to keep equal; the argument's first name is deprecated.
+            newer = "forward_sync_buffers" in inspect.signature(kind).parameters
+            quiet = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+            return kind(system, device_ids=ids, find_unused_parameters=True, gradient_as_bucket_view=True, **quiet)
+
+    @contextmanager
+    def backward(self, wrapped: nn.Module, mine: Sequence[Tensor], last: bool) -> Iterator[None]:
+        """Around forward and backward of one part: gradients are exchanged with the last one alone."""
+        if self.shard:
+            wrapped.set_requires_gradient_sync(last)
+        quiet = self.size > 1 and not self.shard and not last
+        with wrapped.no_sync() if quiet else nullcontext():
+            yield
+        if self.shard and last:
+            for p in mine:
+                if p.ndim == 0 and p.grad is not None:
+                    dist.all_reduce(p.grad)
+                    p.grad /= self.size
+
+    def owner(self, system: nn.Module, mine: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """While one of several players moves: the others' weights get no gradient."""
+        return _cleared(mine, system) if self.shard else only(mine, system)
+
+    def norm(self, grads: Sequence[Tensor]) -> float:
+        """The 2-norm of all gradients together."""
+        if not self.shard:
+            return torch.nn.utils.get_total_norm(grads).item()
+        norms = [local(g).double().square().sum().item() for g in grads]
+        whole = sum(value for value, g in zip(norms, grads, strict=True) if g.ndim == 0)
+        cut = sum(value for value, g in zip(norms, grads, strict=True) if g.ndim > 0)
+        return (self.sum([cut])[0] + whole) ** 0.5
+
+    def average_statistics(self, system: nn.Module) -> None:
+        """The running averages of batch norms, which each process took of its own parts, become their mean."""
+        if self.size == 1:
+            return
+        norms = [m for m in system.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        found = [t for m in norms for t in (m.running_mean, m.running_var) if t is not None]
+        if found:
+            flat = torch.cat([t.flatten() for t in found])
+            dist.all_reduce(flat)
+            for t, mean in zip(found, (flat / self.size).split([t.numel() for t in found]), strict=True):
+                t.copy_(mean.view_as(t))
+
+    def call(self, system: nn.Module, function: Callable[[], Any]) -> Any:
+        """`function()`, which uses the system's networks directly and not through its forward."""
+        if not self.shard:
+            return function()
+        from torch.distributed.fsdp import FSDPModule
+
+        try:
+            return system.call(function)
+        finally:
+            for module in system.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+
+    def whole(self, tree: Any) -> Any:
+        """A tree of state with every sharded tensor put together; all processes must ask at once."""
+        if isinstance(tree, Mapping):
+            return {key: self.whole(value) for key, value in tree.items()}
+        if isinstance(tree, list | tuple):
+            return [self.whole(value) for value in tree]
+        return tree.full_tensor() if is_sharded(tree) else tree
+
+
+def is_sharded(value: Any) -> bool:
+    """Whether a value is one process's shard of a tensor (a DTensor)."""
+    return isinstance(value, Tensor) and hasattr(value, "full_tensor")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that is in this process."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def shard_like(value: Any, parameter: Tensor | None) -> Any:
+    """A whole tensor cut as the parameter is; anything of another shape stays."""
+    if not (is_sharded(parameter) and isinstance(value, Tensor) and value.shape == parameter.shape):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    value = value.to(parameter.device)
+    # Every process has read the same file: nothing needs to be sent.
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def blocks(system: nn.Module) -> list[nn.Module]:
+    """The units that are recomputed or sharded: children of a Sequential or ModuleList that have children themselves."""
+    inside = [m for m in system.modules() if isinstance(m, nn.Sequential | nn.ModuleList)]
+    return [child for m in inside for child in m.children() if any(True for _ in child.children())]
+
+
+@contextmanager
+def only(mine: Sequence[Tensor], system: nn.Module) -> Iterator[None]:
+    """Only `mine` of the system's parameters require gradients; the others' backward work is saved."""
+    owned = set(map(id, mine))
+    others = [p for p in system.parameters() if id(p) not in owned and p.requires_grad]
+    for p in others:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in others:
+            p.requires_grad_(True)
+
+
+@contextmanager
+def _cleared(mine: Sequence[Tensor], system: nn.Module) -> Iterator[None]:
+    """As `only`, where a parameter's requires_grad may not change: what the others were given is thrown away."""
+    yield
+    owned = set(map(id, mine))
+    for p in system.parameters():
+        if id(p) not in owned:
+            p.grad = None
+
+
+# Entering and leaving -------------------------------------------------------------------------------
+
+
+@contextmanager
+def join(parallel: str | None = None, device: str = "auto") -> Iterator[World]:
+    """The world that torchrun's environment describes, or the group that is there already; else one process.
+
+    A process that dies ends the others within seconds, with its rank named (Interrupted).
+    Raises UsageError for an unknown `parallel`, or more processes than GPUs.
+    """
+    if parallel not in (None, "ddp", "fsdp"):
+        raise UsageError(f"parallel is {parallel!r}: it must be ddp or fsdp")
+    mode: Parallel = "fsdp" if parallel == "fsdp" else "ddp"
+    inside = dist.is_available() and dist.is_initialized()
+    if not inside and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World(parallel=mode, device=device)
+        return
+    if not inside:
+        start_group(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    try:
+        world = World(dist.get_rank(), dist.get_world_size(), mode, _own_device(device))
+        with _watch(world):
+            yield world
+    finally:
+        if not inside:
+            dist.destroy_process_group()
+
+
+def start_group(rank: int, size: int, store: Any = None) -> None:
+    """Join the process group: gloo between CPUs, NCCL between GPUs; on one machine, over its loopback alone."""
+    alone = store is not None or os.environ.get("LOCAL_WORLD_SIZE") == str(size)
+    if alone and os.path.exists("/sys/class/net/lo"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    dist.init_process_group(backend, rank=rank, world_size=size, store=store, timeout=timedelta(seconds=GROUP_SECONDS))
+
+
+def _own_device(device: str) -> str:
+    """This process's device: its own GPU where GPUs are asked for or found."""
+    number = int(os.environ.get("LOCAL_RANK", dist.get_rank()))
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        if number >= torch.cuda.device_count():
+            raise UsageError(f"process {number} has no GPU of its own: {torch.cuda.device_count()} here; start fewer")
+        torch.cuda.set_device(number)
+        return f"cuda:{number}"
+    return device
+
+
+@contextmanager
+def _watch(world: World) -> Iterator[None]:
+    """Turns a broken connection into the name of the process that broke it."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo's and NCCL's errors
+        if not _is_connection(error):
+            raise
+        gone = _dead(world)
+        alive = [rank for rank in range(world.size) if rank not in gone]
+        names = ", ".join(f"rank {rank} ({what})" for rank, what in gone.items()) or "a process on another machine"
+        stop = Interrupted(f"{names}: the other processes cannot go on without it; go on with --resume")
+        stop.silent = world.rank != min(alive)
+        raise stop from error
+
+
+def _is_connection(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        word in text for word in ("connection", "timed out", "gloo", "peer", "nccl")
+    )
+
+
+def _dead(world: World) -> dict[int, str]:
+    """The peers on this machine that have died or hang, by rank. One that was killed may take a moment to go."""
+    here = os.uname().nodename
+    for _ in range(10):
+        gone = {}
+        for rank, (machine, pid) in enumerate(world._peers):
+            state = _process_state(pid) if machine == here else ""
+            if state in ("gone", "stopped"):
+                gone[rank] = f"process {pid} {'was killed or has died' if state == 'gone' else 'is stopped'}"
+        if gone:
+            return gone
+        time.sleep(0.1)
+    return {}
+
+
+def _process_state(pid: int) -> str:
+    try:
+        letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "" if not os.path.isdir("/proc/self") else "gone"
+    return {"Z": "gone", "X": "gone", "T": "stopped", "t": "stopped"}.get(letter, "")
