@@ -120,6 +120,7 @@ def _show(words: list[str]) -> int:
     parser = _Parser("jingdu show", description="One paper: idea, lineage, variants, lecture, claims.")
     parser.add_argument("paper")
     parser.add_argument("--source", action="store_true", help="print the module that implements it")
+    parser.add_argument("--flat", action="store_true", help="the same, with what it imports from other papers in it")
     parser.add_argument("--bib", action="store_true", help="print a BibTeX entry")
     parser.add_argument("--lang", choices=("en", "zh"), default="en", help="language of the idea")
     parser.add_argument("--json", action="store_true", help="the card, for programs")
@@ -130,6 +131,11 @@ def _show(words: list[str]) -> int:
         for path in files:
             print(f"# {path.name}\n" if len(files) > 1 else "", end="")
             print(path.read_text("utf-8"), end="\n" if path != files[-1] else "")
+        return 0
+    if flags.flat:
+        from jingdu.flat import flat
+
+        print(flat(card.key), end="")
         return 0
     if flags.bib:
         print(card.bibtex())
