@@ -7,7 +7,18 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["create", "evaluate", "load", "paper", "papers", "predict", "reproduce", "train"]
+__all__ = [
+    "bench",
+    "create",
+    "evaluate",
+    "load",
+    "optimize_for_inference",
+    "paper",
+    "papers",
+    "predict",
+    "reproduce",
+    "train",
+]
 
 _HOME = {
     "create": "jingdu.canon",
@@ -18,6 +29,8 @@ _HOME = {
     "reproduce": "jingdu.verbs",
     "predict": "jingdu.verbs",
     "evaluate": "jingdu.verbs",
+    "bench": "jingdu.speed.case",
+    "optimize_for_inference": "jingdu.speed.inference",
 }
 
 

@@ -21,6 +21,7 @@ VERBS = {
     "reproduce": "test a paper's claims again",
     "predict": "use a network: image files, texts, samples",
     "eval": "measure weights on data",
+    "bench": "time a network against another library's, with the same weights",
     "doctor": "this machine, versions and limits",
 }
 
@@ -473,6 +474,38 @@ def _eval(words: list[str]) -> int:
             print(f"accuracy {1 - measures['error']:.4f}")
         for name, value in measures.items():
             print(f"{name} {value:.6g}")
+    return 0
+
+
+def _bench(words: list[str]) -> int:
+    parser = _Parser(
+        "jingdu bench",
+        description="Time our network against another library's: same weights, same input, alternating runs; and what this machine can do at most.",
+    )
+    parser.add_argument("names", nargs="+", metavar="NAME", help="a variant, a paper, or LIBRARY/NAME")
+    parser.add_argument("--against", help="torchvision, timm or transformers (the first that has the network)")
+    parser.add_argument("--batch", type=int, default=4, help="inputs at once (4)")
+    parser.add_argument("--train", action="store_true", help="a training step; else inference")
+    parser.add_argument("--dtype", default="float32", help="float32 or bf16")
+    parser.add_argument(
+        "--optimize", action="store_true", help="ours by optimize_for_inference, against the reference's plain float32"
+    )
+    parser.add_argument("--rounds", type=int, default=20, help="pairs of runs (20)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--out", type=Path, help="write the numbers and the machine to this file")
+    flags = vars(parser.parse_args(words))
+    names, as_json, out = flags.pop("names"), flags.pop("json"), flags.pop("out")
+    for name in names:
+        canon.resolve(name)
+    from jingdu.speed.case import bench_all
+    from jingdu.speed.paired import save
+
+    rows = bench_all(names, quiet=as_json, **flags)
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False, indent=1))
+    if out is not None:
+        print(f"wrote {save(rows, out)}", file=sys.stderr if as_json else sys.stdout)
     return 0
 
 

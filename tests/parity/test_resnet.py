@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 import jingdu
 from tests.parity.references import assert_close, import_timm, import_torchvision, import_transformers, randomise_
 
-SHAPES = [(1, 3, 224, 224), (2, 3, 193, 257)]
+SHAPES = [(1, 3, 224, 224), (2, 3, 193, 257), (5, 3, 65, 97)]
 ALL = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 
 

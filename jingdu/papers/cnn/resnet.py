@@ -34,7 +34,7 @@ from jingdu.data.augment import random_crop
 from jingdu.data.draws import Draws
 from jingdu.data.preprocess import IMAGENET, Preprocess
 from jingdu.engine.contracts import Recipe, Stage
-from jingdu.nn import each
+from jingdu.nn import each, quick_layout
 from jingdu.papers.cnn.alexnet import classify
 from jingdu.papers.cnn.vgg import multi_scale_predict
 from jingdu.prediction import Prediction
@@ -210,7 +210,7 @@ class ResNet(nn.Module):
 
         `self.channels` holds their channel counts.
         """
-        x = self.pool(self.relu(self.bn1(self.conv1(x))))
+        x = self.pool(self.relu(self.bn1(self.conv1(quick_layout(x)))))
         taps = []
         for name in self.stages:
             x = getattr(self, name)(x)

@@ -2,13 +2,16 @@
 
 import gc
 import json
+import math
+import random
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import paired
-from benchmarks.paired import compare, median_interval, save
+import benchmarks.paired
+from jingdu.speed import paired
+from jingdu.speed.paired import alternate, compare, median_interval, save
 
 
 class Clock:
@@ -38,7 +41,7 @@ def test_order_swaps_and_ratios_are_of_pairs(clock: Clock, capsys: pytest.Captur
     row = compare(clock.takes("A", 2.0), clock.takes("B", 3.0), "twin", rounds=6, warmup=3, work="one image")
     assert clock.calls == "AB" * 3 + "AB" + "BA" + "AB" + "BA" + "AB" + "BA"
     assert row["ratio"] == pytest.approx(1.5) and row["interval"] == pytest.approx([1.5, 1.5])
-    assert (row["ours_ms"], row["reference_ms"]) == (pytest.approx(2.0), pytest.approx(3.0))
+    assert (row["ours"], row["reference"]) == (pytest.approx(0.002), pytest.approx(0.003))
     assert (row["name"], row["rounds"], row["work"]) == ("twin", 6, "one image")
     assert (row["threads"], row["torch"]) == (torch.get_num_threads(), torch.__version__)
     said = capsys.readouterr().out
@@ -92,19 +95,45 @@ def test_real_work_is_told_apart() -> None:
     assert row["interval"][0] > 1.5
 
 
+@pytest.mark.parametrize("ratio", [0.9, 1.0, 1.3])
+def test_known_ratios_come_back_out_of_noise(clock: Clock, ratio: float) -> None:
+    # Each call takes up to a tenth longer than it should, by chance, and the machine slows down by half on the way.
+    draw = random.Random(1)
+    drift = [1 + turn / 80 for turn in range(40)]
+    ours, reference = ([share * d * (1 + 0.1 * draw.random()) for d in drift] for share in (1, ratio))
+    row = compare(clock.takes("A", *ours), clock.takes("B", *reference), "noise", rounds=40, warmup=0)
+    low, high = row["interval"]
+    assert low <= row["ratio"] <= high and high - low < 0.05 * ratio
+    assert row["ratio"] == pytest.approx(ratio, rel=0.02)
+
+
+def test_the_interval_covers_the_median_as_often_as_it_says() -> None:
+    # Exponential: the median is ln 2, far from the mean. 20 values: ranks 6 and 15 cover it in 95.86 % of draws.
+    draw = random.Random(2)
+    intervals = [median_interval([draw.expovariate(1) for _ in range(20)]) for _ in range(2000)]
+    assert sum(low <= math.log(2) <= high for low, high in intervals) / 2000 == pytest.approx(0.9586, abs=0.015)
+
+
+def test_any_number_of_ways_can_alternate(clock: Clock) -> None:
+    times = alternate({name: clock.takes(name, 1.0 + i) for i, name in enumerate("ABC")}, rounds=3, warmup=1)
+    assert clock.calls == "ABC" + "ABC" + "CBA" + "ABC"
+    assert times["C"] == pytest.approx([0.003] * 3)
+
+
 def test_results_are_saved_with_their_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paired, "RESULTS", tmp_path / "results" / "benchmarks")
+    monkeypatch.setattr(benchmarks.paired, "RESULTS", tmp_path / "results" / "benchmarks")
     rows = [{"name": "a", "ratio": 1.5}]
     for given in ("a.json", "results/benchmarks/a.json", Path("results/benchmarks/a.json")):
-        path = save(rows, given)
+        path = benchmarks.paired.save(rows, given)
         assert path == tmp_path / "results" / "benchmarks" / "a.json"
         table = json.loads(path.read_text())
         assert table["rows"] == rows and table["versions"]["torch"] == torch.__version__
         assert set(table["machine"]) == {"cpu", "capability", "cores", "system"} and table["date"]
         path.unlink()
-    assert save(rows, tmp_path / "elsewhere" / "b.json") == tmp_path / "elsewhere" / "b.json"
-    assert (tmp_path / "elsewhere" / "b.json").exists()
+    assert save(rows, tmp_path / "elsewhere" / "b.json", note="n") == tmp_path / "elsewhere" / "b.json"
+    assert json.loads((tmp_path / "elsewhere" / "b.json").read_text())["note"] == "n"
 
 
 def test_results_lie_beside_the_benchmarks() -> None:
-    assert Path(paired.__file__).parents[1] / "results" / "benchmarks" == paired.RESULTS
+    path = Path(benchmarks.paired.__file__).parents[1] / "results" / "benchmarks"
+    assert path == benchmarks.paired.RESULTS
