@@ -30,6 +30,12 @@ BASE = Stage(
     system="tower", networks={"network": RESNET}, preprocess=Preprocess(channels=1), batch_size=30, steps=20,
     optimizer="adamw", lr=0.01, weight_decay=0.1, clip=0.5, ema=0.9, precision="float64", save_every=100,
 )  # fmt: skip
+GAN = dataclasses.replace(
+    BASE, system="gan.GAN(samples=50)", clip=None, lr=2e-3,
+    networks={
+        "generator": "gan_digits_generator", "discriminator": "gan_digits_discriminator(keep=(1.0, 1.0))",
+    },
+)  # fmt: skip
 NORMED = dataclasses.replace(BASE, system="classification", optimizer="sgd", ema=None)
 PLAYED = dataclasses.replace(BASE, system="reinforce", data="corridor", batch_size=32, optimizer="sgd", lr=0.5)
 
@@ -88,6 +94,8 @@ def difference(a: Path, b: Path, without: str = "$.") -> float:
     pytest.param(BASE, 4, "ddp", 1, id="ddp-4"),
     pytest.param(BASE, 2, "fsdp", 1, id="fsdp-2"),
     pytest.param(BASE, 4, "fsdp", 2, id="fsdp-4-accumulate"),
+    pytest.param(GAN, 2, "ddp", 1, id="gan-ddp"),
+    pytest.param(GAN, 2, "fsdp", 1, id="gan-fsdp"),
     pytest.param(PLAYED, 2, "ddp", 1, id="rollout-ddp"),
     pytest.param(PLAYED, 2, "fsdp", 1, id="rollout-fsdp"),
 ])  # fmt: skip
@@ -211,13 +219,13 @@ def test_a_killed_process_ends_the_job_and_is_named(tmp_path: Path) -> None:
 
 def test_max_restarts_resumes(tmp_path: Path) -> None:
     out = tmp_path / "R"
-    job = _torchrun(out, "--max-restarts=2", steps=40)
+    job = _torchrun(out, "--max-restarts=2", steps=250)  # more than it can do before it is killed
     _wait_for(lambda: newest_checkpoint(out) is not None)
     os.kill(_worker(1, job.pid), signal.SIGKILL)
     _, said = job.communicate(timeout=120)
     assert job.returncode == 0, said
     assert "resumed from" in said
-    assert [line["step"] for line in read_log(out)][:-1] == list(range(1, 41))
+    assert [line["step"] for line in read_log(out)][:-1] == list(range(1, 251))
     assert torch.isfinite(
         torch.cat([t.flatten() for t in load_file(newest_checkpoint(out) / "model.safetensors").values()])
     ).all()
