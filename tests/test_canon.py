@@ -112,9 +112,9 @@ def test_claims_read_from_source_are_the_modules(key: str) -> None:
 
 @pytest.mark.parametrize("key", KEYS)
 def test_recipes_name_things_that_exist(key: str) -> None:
-    from jingdu.engine.training import functions
     from jingdu.engine.optimise import make_schedule
     from jingdu.engine.systems import READY, resolve
+    from jingdu.engine.training import functions
 
     for recipe in canon.paper(key).load().recipes.values():
         for stage in recipe.stages:

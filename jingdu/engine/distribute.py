@@ -265,6 +265,10 @@ def start_group(rank: int, size: int, store: Any = None) -> None:
     alone = store is not None or os.environ.get("LOCAL_WORLD_SIZE") == str(size)
     if alone and os.path.exists("/sys/class/net/lo"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if alone and store is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # The launcher's store outlives a restart, and would give out the addresses of the processes before it.
+        whole = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", whole)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, rank=rank, world_size=size, store=store, timeout=timedelta(seconds=GROUP_SECONDS))
 
