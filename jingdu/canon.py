@@ -184,7 +184,7 @@ def create(name: str, weights: str | Path | None = None, **overrides: Any) -> An
     variant = opened.variant if found.by_key and opened.variant else found.variant
     arguments = {**found.overrides, **opened.overrides, **overrides}
     model = build(found, variant, arguments)
-    opened.fill(model, variant=variant)
+    opened.fill(model, variant=variant, compare=not overrides)
     model.origin = Origin(variant, arguments, opened.description, opened.classes, opened.preprocess)
     return model.eval() if hasattr(model, "eval") else model
 

@@ -6,6 +6,8 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if arguments is None:  # asked to end, a program of its own ends as by Ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _dispatch(words)
     except JingduError as error:
@@ -227,15 +231,20 @@ def _train(words: list[str]) -> int:
     if flags.fields:
         return 0
     out = flags.out or Path("runs") / f"{flags.paper}-{flags.preset}"
-    run = train(
-        dataclasses.replace(chosen, stages=tuple(stages)),
-        out,
-        device=flags.device,
-        resume=flags.resume,
-        quiet=flags.quiet,
-        tensorboard=flags.tensorboard,
-        parallel=flags.parallel,
-    )
+    try:
+        run = train(
+            dataclasses.replace(chosen, stages=tuple(stages)),
+            out,
+            device=flags.device,
+            resume=flags.resume,
+            quiet=flags.quiet,
+            tensorboard=flags.tensorboard,
+            parallel=flags.parallel,
+        )
+    except Interrupted as stop:
+        again = Interrupted(f"{stop}: jingdu train {shlex.join([*words, *([] if flags.resume else ['--resume'])])}")
+        again.silent = stop.silent
+        raise again from stop
     if int(os.environ.get("RANK", "0")) > 0:  # another process of the job says it
         return 0
     for name, value in run.metrics.items():
@@ -510,7 +519,14 @@ def _bench(words: list[str]) -> int:
 
 
 def _doctor(words: list[str]) -> int:
-    _Parser("jingdu doctor", description="This machine, versions and limits.").parse_args(words)
+    parser = _Parser("jingdu doctor", description="This machine, versions and limits; or a step that failed.")
+    parser.add_argument("step", nargs="?", type=Path, help="RUN/trouble/step-N: do this step again and look at it")
+    flags = parser.parse_args(words)
+    if flags.step is not None:
+        from jingdu.engine.trouble import replay
+
+        print(replay(flags.step))
+        return 0
     import importlib.metadata
     import platform
 

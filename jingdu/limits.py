@@ -19,3 +19,17 @@ GROUP_SECONDS = 60.0
 """Time after which processes that train together give up on one that does not answer."""
 SAVE_SECONDS = 1800.0
 """Time that they give the first one to write a checkpoint."""
+FREE_SPACE = 1.2
+"""Room on the disk before a checkpoint is written, times its size."""
+MANIFEST_BYTES = 4 << 20
+"""Largest manifest of a checkpoint that is read."""
+PARITY_BYTES = 4 << 20
+"""Largest input of a network that a checkpoint keeps, to compare outputs when its weights are loaded."""
+PARITY_VALUES = 64
+"""Values of each output that are kept and compared."""
+PARITY_TOLERANCE = 2e-3
+"""Largest difference of one, over the largest value of the output: TF32 has 1e-3."""
+MEMORY_SHARE = 0.8
+"""How much of the free memory a smaller batch is tried with after memory ran out."""
+TROUBLE_KEPT = 2
+"""Steps that failed, and are kept to be done again, of a run."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from jingdu.data.base import Batch, Tensors
 from jingdu.data.draws import Draws, permutation
 from jingdu.data.images import to_channels
+from jingdu.data.shipped import verify_shipped
 from jingdu.data.split import held_out, split_names
 from jingdu.errors import BadInput, Missing, UsageError, need_extra, unknown
 
@@ -60,6 +61,7 @@ def digits(split: Split, size: int = 8, flat: bool = False, channels: Literal[1,
     """
     from sklearn.datasets import load_digits
 
+    verify_shipped("scikit-learn", "sklearn/datasets/data/digits.csv.gz")
     bunch = load_digits()
     labels = bunch.target.astype(np.int64)
     rows = _stratified(labels, split)
@@ -103,6 +105,7 @@ def _shipped(function: str, file: str) -> Any:
         raise Missing(
             f"{path}: scikit-image {skimage.__version__} is installed without it; install its wheel from PyPI"
         )
+    verify_shipped("scikit-image", f"skimage/data/{file}")
     return getattr(skimage.data, function)()
 
 
@@ -118,6 +121,7 @@ def _photo(name: str) -> UInt8[Tensor, "3 height width"]:
     if name in ("china", "flower"):
         from sklearn.datasets import load_sample_image
 
+        verify_shipped("scikit-learn", f"sklearn/datasets/images/{name}.jpg")
         array = load_sample_image(f"{name}.jpg")
     elif name == "motorcycle":
         array = _shipped("stereo_motorcycle", "motorcycle_left.png")[0]

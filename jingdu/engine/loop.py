@@ -14,6 +14,7 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,18 @@ from torch import nn
 
 import jingdu
 from jingdu.data.preprocess import Preprocess
-from jingdu.engine.checkpoint import newest_checkpoint, write_checkpoint, write_whole
+from jingdu.engine.checkpoint import newest_checkpoint, room_for, seal, unseal, write_checkpoint, write_whole
 from jingdu.engine.contracts import Recipe, Stage
 from jingdu.engine.distribute import World, join
 from jingdu.engine.run import Log, NoLog, Progress, Signals, locked, say
 from jingdu.engine.state import read_tree
 from jingdu.engine.systems import build_system
 from jingdu.engine.training import Training, device_of
-from jingdu.errors import Interrupted, JingduError, Refused, TrainingFailed, UsageError
+from jingdu.engine.trouble import explain
+from jingdu.errors import Interrupted, Refused, UsageError
+
+_MAY_CHANGE = ("accumulate", "checkpoint_activations", "keep", "save_every", "workers")
+"""Fields of a stage that a resumed run may have anew: they do not say what is trained, on what, or how fast."""
 
 
 @dataclass(frozen=True)
@@ -84,24 +89,27 @@ def train(
 
     With `resume`, go on from the newest intact checkpoint, or start where there is none; a finished
     run is left as it is. `parallel`, ddp or fsdp, says how the processes that torchrun has started divide the work.
-    Raises UsageError (a folder that holds a run or something else), Refused, TrainingFailed (a loss that is not
-    finite), Interrupted (after a signal, and saved; or another process died).
+    Raises UsageError (a folder that holds a run or something else), Refused (a damaged checkpoint, a full disk),
+    TrainingFailed (a loss that is not finite, no memory), Interrupted (a signal; or another process died).
     """
     recipe = Recipe((recipe,), minutes=0, expect={}) if isinstance(recipe, Stage) else recipe
     out = Path(out)
     # torchrun has started the processes again after a fault
     resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    with join(parallel, device) as world, contextlib.ExitStack() as held:
+    with join(parallel, device) as world, contextlib.ExitStack() as held, Signals() as signals:
 
         def enter() -> torch.device:
             place = device_of(world.device)
             if world.first:
-                _enter(out, recipe, resume)
+                _refuse_foreign(out)
                 held.enter_context(locked(out))
-                write_whole(out / "recipe.json", _describe(recipe).encode())
+                _enter(out, recipe, resume)
             return place
 
-        place = world.together(enter)
+        try:
+            place = world.together(enter)
+        except KeyboardInterrupt:
+            raise Interrupted(f"stopped before the first step; {_again(out)}") from None
         quiet = quiet or not world.first
         crew = f", {world.size} processes ({world.parallel})" if world.size > 1 else ""
         say(f"device: {place}, {torch.get_num_threads()} threads{crew}; run folder: {out}", quiet)
@@ -110,59 +118,73 @@ def train(
         for stage in recipe.stages:
             last = stage is recipe.stages[-1]
             folder = out if last else out / stage.name
-            training = world.together(lambda stage=stage: Training(stage, place, previous, world))
+            training = None
             try:
-                metrics = _run_stage(training, folder, resume, quiet, tensorboard)
-            except Interrupted as stop:
-                again = Interrupted(f"{stop}; go on with --resume --out {out}")
+                training = world.together(lambda stage=stage: Training(stage, place, previous, world))
+                metrics = _run_stage(training, folder, resume, quiet, tensorboard, signals)
+                if not last:
+                    if world.first:
+                        _write(folder / "recipe.json", json.dumps([dataclasses.asdict(stage)], indent=1).encode())
+                    world.wait()
+                    previous[stage.name] = _load_stage(folder, stage, previous, place)
+            except (Interrupted, KeyboardInterrupt) as stop:
+                said = str(stop) or "stopped at once: what followed the last checkpoint is left out"
+                again = Interrupted(f"{said}; {_again(out)}")
                 again.silent = not world.first
                 raise again from None
             finally:
-                training.stream.close()
-            if not last:
-                if world.first:
-                    described = json.dumps([dataclasses.asdict(stage)], indent=1)
-                    write_whole(folder / "recipe.json", described.encode())
-                world.wait()
-                previous[stage.name] = _load_stage(folder, stage, previous, place)
+                if training is not None:
+                    training.stream.close()
         return Run(out, metrics)
 
 
+def _again(out: Path) -> str:
+    return f"go on with --resume --out {out}"
+
+
+def _write(path: Path, content: bytes) -> None:
+    with room_for(path, len(content)):
+        write_whole(path, content)
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Raises UsageError for a folder of other things, before anything is put into it."""
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    # The names that a run begins with; of one that was killed there may be no more.
+    if found and not {"recipe.json", "lock"} & found:
+        raise UsageError(f"{out} is not empty and holds no run: choose another --out")
+
+
 def _enter(out: Path, recipe: Recipe, resume: bool) -> None:
-    """Make the run folder, or check that it may be continued with this recipe.
+    """Begin the run in its locked folder, or check that it may be continued with this recipe.
 
     A folder whose run failed before its first step (data that is not there) holds no run yet.
     """
     described = _describe(recipe)
-    if (out / "recipe.json").exists():
-        if next(out.rglob("log.jsonl"), None) is None:
-            return
+    if next(out.rglob("log.jsonl"), None) is not None:
         if not resume:
             raise UsageError(f"{out} holds a run already: go on with --resume, or choose another --out")
-        before = (out / "recipe.json").read_text("utf-8")
-        if json.loads(before) != json.loads(described):
-            changed = [
-                f"{new['name']}.{key}: {old.get(key)!r} -> {value!r}"
-                for old, new in zip(json.loads(before), json.loads(described), strict=False)
-                for key, value in new.items()
-                if old.get(key) != value
-            ]
+        before = [dataclasses.asdict(stage) for stage in read_recipe(out)]
+        now = [dataclasses.asdict(stage) for stage in recipe.stages]
+        changed = [
+            f"{new['name']}.{key}: {old.get(key)!r} -> {value!r}"
+            for old, new in zip(before, now, strict=False)
+            for key, value in new.items()
+            if old.get(key) != value and key not in _MAY_CHANGE
+        ]
+        if changed or len(before) != len(now):
             raise UsageError(f"{out} was started with another recipe ({'; '.join(changed) or 'other stages'})")
-        return
-    if out.exists() and any(out.iterdir()):
-        raise UsageError(f"{out} is not empty and holds no run: choose another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / "recipe.json", described.encode())  # also tries whether the folder can be written
-    except OSError as error:
-        raise UsageError(f"{out}: cannot write there ({error.strerror}); choose another --out") from None
+    _write(out / "recipe.json", described.encode())
 
 
-def _run_stage(training: Training, folder: Path, resume: bool, quiet: bool, tensorboard: bool) -> dict[str, float]:
+def _run_stage(
+    training: Training, folder: Path, resume: bool, quiet: bool, tensorboard: bool, signals: Signals
+) -> dict[str, float]:
     stage, world = training.stage, training.world
 
     def choose() -> str | None:
-        folder.mkdir(exist_ok=True)
+        with room_for(folder, 0):
+            folder.mkdir(exist_ok=True)
         found = newest_checkpoint(folder) if resume else None
         return found and str(found)
 
@@ -171,9 +193,10 @@ def _run_stage(training: Training, folder: Path, resume: bool, quiet: bool, tens
         world.together(lambda: training.load(Path(checkpoint)))
         say(f"resumed from {checkpoint} (step {training.step} of {training.total})", quiet)
     result = folder / "result.json"
-    if checkpoint is not None and training.step >= training.total and world.from_first(result.exists):
+    trained = checkpoint is not None and training.step >= training.total
+    if trained and (measured := world.from_first(lambda: _finished(result))) is not None:
         say("this run is finished; nothing to do", quiet)
-        return json.loads(result.read_text())["metrics"]
+        return measured
 
     def save() -> None:
         files = training.files()
@@ -187,58 +210,68 @@ def _run_stage(training: Training, folder: Path, resume: bool, quiet: bool, tens
     progress = Progress(stage.name, training.total, training.step, quiet)
     saved_at = training.step if checkpoint is not None else -1
     try:
-        with Signals() as signals:
-            while training.step < training.total:
-                try:
-                    values = training.advance()
-                except FloatingPointError as error:
-                    raise _not_finite(training, folder, error) from None
-                stopped = world.any(signals.received is not None)
-                log.write({"step": training.step, "order": training.step, **values})
-                progress.step(training.step, values)
-                done = training.step >= training.total
-                if stage.evaluate_every and training.step % stage.evaluate_every == 0 and not done:
-                    log.write({"step": training.step, "order": training.step, "eval": training.evaluate()})
-                if training.step % stage.save_every == 0 or done or stopped:
-                    save()
-                    saved_at = training.step
-                if stopped and not done:
-                    raise Interrupted(f"stopped after step {training.step} and saved")
+        while training.step < training.total:
+            signals.stepping = True
+            values = training.advance()
+            stopped = world.any(signals.received is not None)
+            log.write({"step": training.step, "order": training.step, **values})
+            progress.step(training.step, values)
+            done = training.step >= training.total
+            if stage.evaluate_every and training.step % stage.evaluate_every == 0 and not (done or stopped):
+                log.write({"step": training.step, "order": training.step, "eval": training.evaluate()})
+            if training.step % stage.save_every == 0 or done or stopped:
+                save()
+                saved_at = training.step
+            if stopped:
+                raise Interrupted(f"stopped after step {training.step} and saved")
         if saved_at != training.step:
             save()
+        signals.stepping = False  # saved: from here on there is nothing to finish
+        if world.any(signals.received is not None):
+            raise Interrupted(f"stopped after step {training.step} and saved")
         metrics = training.evaluate()
         # Logged after every step's order, and dropped again should the run be killed before its result.
         log.write({"step": training.step, "order": training.step + 1, "eval": metrics})
         if world.first:
-            write_whole(result, json.dumps({"metrics": metrics, "steps": training.step}, indent=1).encode())
+            _write(result, seal({"metrics": metrics, "steps": training.step}))
         world.wait()
         return metrics
+    except (ArithmeticError, MemoryError, RuntimeError) as error:
+        told = explain(training, folder, error)
+        if told is None:
+            raise
+        raise told from None
     finally:
+        signals.stepping = False
         progress.close()
         log.close()
 
 
-def _not_finite(training: Training, folder: Path, error: Exception) -> JingduError:
-    """Stop at a NaN: nothing was updated by it and no checkpoint was rotated."""
-    good = newest_checkpoint(folder, warn=lambda _: None)
-    position = getattr(training.stream, "position", None)
-    where = f", batch {position - 1}" if position is not None else ""
-    failed = TrainingFailed(
-        f"step {training.step + 1}{where}: {error}. Nothing was updated. Last good checkpoint: {good or 'none yet'}. "
-        "Lower --lr, use --clip, or look at that batch"
-    )
-    failed.silent = not training.world.first
-    return failed
+def _finished(result: Path) -> dict[str, float] | None:
+    """The final measures of a run; None where they are not there, or damaged, so that they are taken again."""
+    if not result.exists():
+        return None
+    try:
+        return unseal(result)["metrics"]
+    except (Refused, KeyError) as error:
+        say(f"warning: {error}: measured again")
+        return None
 
 
 def load_system(run: Path, device: str = "cpu") -> Any:
     """The trained System or Fitted of a run folder, in eval mode, with averaged weights where there are some."""
     run = Path(run)
+    place, last = torch.device(device), read_recipe(run)[-1]
+    return _load_stage(run, last, load_earlier(run, last, place), place)
+
+
+def load_earlier(folder: Path, stage: Stage, device: torch.device) -> dict[str, Any]:
+    """The finished stages before `stage`, whose folder this is: the run's own, or one in it."""
+    run = folder if (folder / "recipe.json").exists() else folder.parent
     previous: dict[str, Any] = {}
-    *before, last = read_recipe(run)
-    for stage in before:
-        previous[stage.name] = _load_stage(run / stage.name, stage, previous, torch.device(device))
-    return _load_stage(run, last, previous, torch.device(device))
+    for before in takewhile(lambda other: other.name != stage.name, read_recipe(run)):
+        previous[before.name] = _load_stage(run / before.name, before, previous, device)
+    return previous
 
 
 def _load_stage(folder: Path, stage: Stage, previous: Mapping[str, Any], device: torch.device) -> Any:

@@ -7,36 +7,50 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import takewhile
+from math import inf
 from pathlib import Path
 from typing import Any
 
-from jingdu.engine.checkpoint import write_whole
+from jingdu.engine.checkpoint import room_for, write_all, write_whole
 from jingdu.errors import UsageError
 
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold the run folder for writing. A second process gets a UsageError; a dead one's lock is void."""
-    with open(run / "lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise UsageError(
-                f"{run}: another process writes this run ({file.read().strip() or 'unknown'}); use another --out"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
+    """Hold the run folder for writing, and make it where there is none.
+
+    A second process gets a UsageError; a dead one's lock is void, as the system releases it.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(run / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UsageError(f"{run}: cannot write there ({error.strerror}); choose another --out") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError):  # on a full disk the lock holds all the same
+            os.ftruncate(descriptor, 0)
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename} since {since}".encode())
         yield
+    except BlockingIOError:
+        holder = os.read(descriptor, 200).decode(errors="replace") or "it has not said which"
+        raise UsageError(f"{run}: another process writes this run ({holder}); use another --out") from None
+    finally:
+        os.close(descriptor)
 
 
 class Signals:
-    """The first SIGINT or SIGTERM asks the loop to stop after its step; the second stops at once."""
+    """SIGINT and SIGTERM. While `stepping`, the first asks the loop to stop after its step and the second stops at once.
+
+    Else there is nothing to finish, and the first stops at once. At once means a KeyboardInterrupt.
+    """
 
     def __enter__(self) -> "Signals":
         self.received: int | None = None
+        self.stepping = False
         self._old: dict[int, Any] = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
@@ -46,7 +60,7 @@ class Signals:
         return self
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self.received is not None:
+        if self.received is not None or not self.stepping:
             raise KeyboardInterrupt
         self.received = number
 
@@ -61,16 +75,12 @@ class Log:
     def __init__(self, run: Path, after: int, tensorboard: bool = False):
         path = run / "log.jsonl"
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        kept = []
-        for line in lines:
-            try:
-                if json.loads(line)["order"] > after:
-                    break
-            except (ValueError, KeyError):  # the last line of a killed run may be cut
-                break
-            kept.append(line)
-        write_whole(path, b"".join(kept))
-        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open for the run's length)
+        kept = list(takewhile(lambda line: _order(line) <= after, lines))
+        if any(_order(line) <= after for line in lines[len(kept) :]):
+            say(f"warning: {path}: line {len(kept) + 1} is damaged; the steps from there to {after} are not in the log")
+        with room_for(path, sum(map(len, kept))):
+            write_whole(path, b"".join(kept))
+        self.path, self.file = path, os.open(path, os.O_WRONLY | os.O_APPEND)
         self.board = None
         if tensorboard:
             from jingdu.errors import need_extra
@@ -82,17 +92,26 @@ class Log:
             self.board = SummaryWriter(str(run / "tensorboard"), purge_step=after)
 
     def write(self, values: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps(values) + "\n")
-        self.file.flush()
+        line = (json.dumps(values) + "\n").encode()
+        with room_for(self.path, len(line)):
+            write_all(self.file, line)
         if self.board is not None:
             for name, value in {**values, **values.get("eval", {})}.items():
                 if isinstance(value, int | float) and name not in ("step", "order"):
                     self.board.add_scalar(name, value, values["step"])
 
     def close(self) -> None:
-        self.file.close()
+        os.close(self.file)
         if self.board is not None:
             self.board.close()
+
+
+def _order(line: bytes) -> float:
+    """The place of a line in the run; infinity where it cannot be read: a killed run may cut its last line."""
+    try:
+        return json.loads(line)["order"] if line.endswith(b"\n") else inf
+    except (ValueError, KeyError, TypeError):
+        return inf
 
 
 class NoLog:
@@ -106,8 +125,9 @@ class NoLog:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """All lines of a run's log."""
-    return [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
+    """All lines of a run's log; one that is just being written is left out."""
+    whole, _, _ = (run / "log.jsonl").read_text("utf-8").rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 class Progress:

@@ -21,13 +21,15 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 import jingdu
 from jingdu.data import open_data
+from jingdu.engine import parity
 from jingdu.engine.contracts import Batch, Objective, Rollout, Stage, System
 from jingdu.engine.distribute import World, blocks, local, shard_like
 from jingdu.engine.optimise import apply_schedule, make_optimizer, make_schedule
 from jingdu.engine.state import read_tree, tree_bytes
 from jingdu.engine.stream import Play, Stream, evaluation_batches
 from jingdu.engine.systems import build_networks, build_system, resolve
-from jingdu.errors import UsageError
+from jingdu.engine.trouble import check_finite
+from jingdu.errors import Refused, UsageError
 from jingdu.names import Call
 
 
@@ -142,6 +144,9 @@ class Training:
         crop = functions([stage.crop], "jingdu.data.augment")[0] if stage.crop else None
         source = open_source(stage.data, "train", stage, crop)
         self.data = source
+        # The update in progress, for messages: objective, batch, samples of the whole batch, place of its randomness
+        self.current: tuple[Objective, Batch, int, tuple[int, ...]] | None = None
+        self.samples: dict[str, parity.Sample] = {}
         self.is_fit = stage.method == "fit"
         self.system = build_system(stage, build_networks(stage, source), previous)
         augment = tuple(functions(stage.augment, "jingdu.data.augment"))
@@ -176,6 +181,8 @@ class Training:
         if stage.checkpoint_activations:
             checkpoint_activations(system)
         self.average: System | None = copy.deepcopy(system).requires_grad_(False) if stage.ema is not None else None
+        if not (stage.compile or self.world.shard):  # there a network is not asked alone
+            parity.watch(self.networks(), self.samples)
         for module in (system, self.average):
             if module is not None:
                 self.world.prepare(module)
@@ -204,6 +211,8 @@ class Training:
         number, place = divmod(self.step, self.stream.batches_per_epoch)
         reseed(self.device, self.stage.seed, self.step)
         values = self.system.observe(self.stream.next(), number)
+        if bad := [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]:
+            raise FloatingPointError(f"{bad[0]} is {values[bad[0]]}")
         if place == self.stream.batches_per_epoch - 1:
             self.system.end_pass(number)
         return values
@@ -248,6 +257,7 @@ class Training:
         """One update by one objective: backward over the parts, check, clip, step, averages."""
         stage, system, world = self.stage, self.system, self.world
         optimizer, wrapped = self.optimizers[objective.name], self.wrapped[objective.name]
+        self.current = objective, batch, whole, place
         mine = self._moved_by(objective)
         optimizer.zero_grad(set_to_none=True)
         total, values = 0.0, {}
@@ -278,6 +288,7 @@ class Training:
         system.after_update(objective.name)
         if self.average is not None and objective is system.objectives[-1]:
             average(self.average, system, stage.ema or 0.0)
+        self.current = None
         return {"loss": total, **values, "gradient_norm": norm}
 
     # Evaluation and state ------------------------------------------------------------------------
@@ -302,7 +313,12 @@ class Training:
         return state
 
     def files(self) -> dict[str, bytes]:
-        """What a checkpoint holds; all processes ask together, and the first one writes it."""
+        """What a checkpoint holds; all processes ask together, and the first one writes it.
+
+        Raises FloatingPointError for weights that are not finite.
+        """
+        if not self.is_fit:
+            check_finite(self)
         whole = self.world.whole
         trees = {"model.safetensors": whole(self.system.state_dict()), "state.safetensors": whole(self.state())}
         if not self.is_fit and self.average is not None:
@@ -317,6 +333,10 @@ class Training:
             "classes": getattr(self.data, "classes", None),
             "preprocess": dataclasses.asdict(self.stage.preprocess),
         }
+        kept = self.system if self.is_fit or self.average is None else self.average
+        asked = {name: getattr(kept, name) for name in self.samples}
+        if answers := parity.answers(asked, self.samples):
+            trees[parity.FILE] = answers
         files = {name: tree_bytes(tree) for name, tree in trees.items()}
         return {**files, "model.json": json.dumps(model, indent=1).encode()}
 
@@ -324,7 +344,16 @@ class Training:
         return {name: getattr(self.system, name) for name in self.stage.networks}
 
     def load(self, checkpoint: Path) -> None:
-        """Take up the state of a checkpoint, whatever the number of processes that saved it."""
+        """Take up the state of a checkpoint, whatever the number of processes that saved it.
+
+        Raises Refused where it does not fit.
+        """
+        try:
+            self._load(checkpoint)
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise Refused(f"{checkpoint}: it is not of this system ({type(error).__name__}: {error})") from error
+
+    def _load(self, checkpoint: Path) -> None:
         state = read_tree(checkpoint / "state.safetensors")
         if self.is_fit:
             self.system.load_state_dict(read_tree(checkpoint / "model.safetensors"))
@@ -339,13 +368,20 @@ class Training:
                         entry = found["state"][number]
                         found["state"][number] = {name: shard_like(value, p) for name, value in entry.items()}
                 self.optimizers[objective.name].load_state_dict(found)
+        if (checkpoint / parity.FILE).exists():
+            found = read_tree(checkpoint / parity.FILE)
+            self.samples.update({name: {"inputs": sample["inputs"]} for name, sample in found.items()})
         self.step = state["step"]
         self.stream.load_state_dict(state["stream"])
 
 
 def _load(system: nn.Module, file: Path) -> None:
+    from jingdu.weights.tables import KeyTable
+
     parameters = dict(system.named_parameters(remove_duplicate=False))
     tree = {name: shard_like(value, parameters.get(name)) for name, value in read_tree(file).items()}
+    if not (fit := KeyTable.identity().fit(tree, system.state_dict())).exact:
+        raise Refused(f"{file}: {fit.message()}")
     system.load_state_dict(tree)
 
 
@@ -379,6 +415,7 @@ def evaluate_system(system: Any, stage: Stage, device: torch.device) -> dict[str
     # Autocast holds in evaluation too: the weights will be used as they were trained.
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=stage.precision == "bf16")
     with torch.no_grad(), autocast:
-        for batch in evaluation_batches(data, stage.batch_size, stage.preprocess):
+        # In parts, as in training: what does not fit into memory at once does not here either.
+        for batch in evaluation_batches(data, -(-stage.batch_size // stage.accumulate), stage.preprocess):
             system.update(to_device(batch, device, stage))
         return {name: float(value) for name, value in system.compute().items()}

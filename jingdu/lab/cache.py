@@ -32,8 +32,9 @@ import torch
 from jingdu import canon
 from jingdu.engine import Recipe, Stage, load_system, read_log
 from jingdu.engine import train as run_recipe
-from jingdu.engine.checkpoint import list_checkpoints
-from jingdu.errors import Interrupted, UsageError
+from jingdu.engine.checkpoint import list_checkpoints, seal, unseal
+from jingdu.engine.run import say
+from jingdu.errors import Interrupted, Refused, UsageError
 from jingdu.lab.machine import versions
 
 ENTRY = "entry.json"
@@ -207,12 +208,12 @@ def _contents(folder: Path) -> dict[str, str]:
 def read_entry(folder: Path) -> Trained | None:
     """A part of the cache, if there is one and all its files are as they were written."""
     try:
-        entry = json.loads((folder / ENTRY).read_text("utf-8"))
+        entry = unseal(folder / ENTRY)
         if entry["files"] != _contents(folder):
             return None
         metrics = json.loads((folder / "result.json").read_text("utf-8"))["metrics"]
         return Trained(folder, metrics, float(entry["seconds"]), cached=True)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (Refused, OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -250,6 +251,8 @@ def trained(recipe: Recipe) -> Trained:
     folder = root / key_of(made)
     if (found := read_entry(folder)) is not None:
         return found
+    if folder.exists():
+        say(f"warning: {folder}: this trained part was changed since it was made, and is made again")
     rare = tuple(dataclasses.replace(stage, save_every=10**9, keep=2) for stage in recipe.stages)
     aside = _aside(root)
     try:
@@ -258,7 +261,7 @@ def trained(recipe: Recipe) -> Trained:
         seconds = time.monotonic() - started
         _prune(run.folder)
         entry = {"seconds": round(seconds, 3), "made_of": made, "files": _contents(run.folder)}
-        (run.folder / ENTRY).write_text(json.dumps(entry, indent=1), "utf-8")
+        (run.folder / ENTRY).write_bytes(seal(entry))
         if folder.exists() and read_entry(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)
         try:

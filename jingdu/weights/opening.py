@@ -41,13 +41,17 @@ class Weights:
         """Where they came from, for `Origin.source`: the source; a hub source with its commit; a run's checkpoint."""
         return self.located.description
 
-    def fill(self, network: Any, *, variant: str | None = None, library: str | None = None) -> None:
+    def fill(
+        self, network: Any, *, variant: str | None = None, library: str | None = None, compare: bool = True
+    ) -> None:
         """Load the tensors into a network (or a plain object's state into it), strictly.
 
         Args:
             network: what `build(variant, **overrides)` gave. Dtypes and devices stay the network's.
             variant: the variant that was built; by default the weights' own.
             library: the format of the keys; by default as opened.
+            compare: of a checkpoint of ours, the network must also give the outputs that it was saved with. A
+                network that was built with other options on purpose need not.
 
         Raises Refused, with all missing, unexpected and mis-shaped tensors in one sentence, before anything is
         loaded; UsageError where the keys fit several formats with different meanings.
@@ -62,6 +66,8 @@ class Weights:
                 tensors = {key[len(prefix) :]: x for key, x in tensors.items() if key.startswith(prefix)}
             try:
                 fill_network(network, tensors, own_fit(tensors, network))
+                if compare and located.kind == "checkpoint":
+                    self._compare(network)
             except Refused as error:
                 raise Refused(f"{located.description}: {error}") from None
         else:
@@ -72,6 +78,15 @@ class Weights:
                 variant=variant or self.variant,
                 library=library or self.library,
             )
+
+    def _compare(self, network: nn.Module) -> None:
+        from jingdu.engine import parity
+        from jingdu.engine.state import read_tree
+
+        file = self.located.path / parity.FILE
+        sample = read_tree(file).get(self.network) if file.exists() else None
+        if sample is not None:
+            parity.check(network, sample, self.network or "")
 
     def _fill_plain(self, model: Any) -> None:
         from jingdu.engine.state import read_tree
