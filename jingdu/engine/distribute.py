@@ -255,6 +255,7 @@ def join(parallel: str | None = None, device: str = "auto") -> Iterator[World]:
         world = World(dist.get_rank(), dist.get_world_size(), mode, _own_device(device))
         with _watch(world):
             yield world
+            world.wait()  # the first process may hold the store that the others still need
     finally:
         if not inside:
             dist.destroy_process_group()
