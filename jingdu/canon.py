@@ -185,7 +185,7 @@ def create(name: str, weights: str | Path | None = None, **overrides: Any) -> An
     arguments = {**found.overrides, **opened.overrides, **overrides}
     model = build(found, variant, arguments)
     opened.fill(model, variant=variant, compare=not overrides)
-    model.origin = Origin(variant, arguments, opened.description, opened.classes, opened.preprocess)
+    model.origin = Origin(variant, arguments, opened.description, opened.classes, opened.preprocess, opened.tokenizer)
     return model.eval() if hasattr(model, "eval") else model
 
 

@@ -29,6 +29,8 @@ class Origin:
     """Where the weights came from; None is random initialisation."""
     classes: tuple[str, ...] | None = None
     preprocess: Preprocess | None = None
+    tokenizer: Path | None = None
+    """A file or folder that says how text becomes tokens; `bpe.read_tokenizer` reads it."""
 
 
 def origin_of(model: object) -> Origin:

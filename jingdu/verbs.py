@@ -140,11 +140,11 @@ def evaluate(
 
 def _check_classes(stage: Stage, system: Any) -> None:
     """Labels are compared by number, so the two lists of names must agree where both exist."""
-    from jingdu.data import open_data
+    from jingdu.engine.training import open_source
 
     network = getattr(system, "network", None)
     origin = getattr(network, "origin", None)
-    classes = getattr(open_data(stage.eval_data or stage.data, "test", stage.preprocess), "classes", None)
+    classes = getattr(open_source(stage.eval_data or stage.data, "test", stage), "classes", None)
     if origin is None or origin.classes is None or classes is None:
         return
     if tuple(origin.classes) != tuple(classes):

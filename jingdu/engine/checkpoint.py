@@ -19,6 +19,8 @@ from jingdu.errors import Refused
 from jingdu.limits import FREE_SPACE, MANIFEST_BYTES
 
 MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+"""How text became the numbers that a network was trained on, in the format of the tokenizers library."""
 
 
 # Single files ------------------------------------------------------------------------------------

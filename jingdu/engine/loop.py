@@ -2,7 +2,7 @@
 
 RUN/recipe.json      what is being trained, all stages
 RUN/log.jsonl        one line a step, one an evaluation
-RUN/checkpoints/     step-N: model.safetensors, model.json, state.safetensors, manifest.json
+RUN/checkpoints/     step-N: model.safetensors, model.json, state.safetensors, manifest.json; tokenizer.json for text
 RUN/STAGE/           an earlier stage of a recipe with several is a run folder of its own
 RUN/result.json      the final measures: written last, so it says that the run is complete
 """

@@ -13,6 +13,7 @@ from jingdu import canon
 from jingdu.engine.contracts import Batch, Stage, System
 from jingdu.errors import UsageError, unknown
 from jingdu.metrics.classification import Accuracy
+from jingdu.metrics.language import Perplexity
 from jingdu.names import Call
 
 
@@ -37,7 +38,38 @@ class Classification(System):
         return self.accuracy.compute()
 
 
-READY: dict[str, type] = {"classification": Classification}
+class LanguageModelling(System):
+    """Cross-entropy of each next token under one network: int64 tokens [batch, time] to logits [batch, time, vocabulary].
+
+    A network may give (logits, state). A batch has `tokens` [batch, time + 1]; where it has `mask` (bool, the same
+    shape), False is padding, which costs nothing; where it has `bytes` [batch], what the predicted tokens spell,
+    evaluation gives bits a byte beside loss (nats a token) and perplexity.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        self.perplexity = Perplexity()
+
+    def _logits(self, batch: Batch) -> Tensor:
+        output = self.network(batch["tokens"][:, :-1])
+        return output[0] if isinstance(output, tuple) else output
+
+    def forward(self, batch: Batch, objective: str) -> tuple[Tensor, dict[str, Any]]:
+        targets = batch["tokens"][:, 1:]
+        if "mask" in batch:
+            targets = targets.masked_fill(~batch["mask"][:, 1:], -100)  # cross_entropy's mark for what is left out
+        return F.cross_entropy(self._logits(batch).float().flatten(0, 1), targets.flatten()), {}
+
+    def update(self, batch: Batch) -> None:
+        mask = batch["mask"][:, 1:] if "mask" in batch else None
+        self.perplexity.update(self._logits(batch), batch["tokens"][:, 1:], mask, batch.get("bytes"))
+
+    def compute(self) -> dict[str, float]:
+        return self.perplexity.compute()
+
+
+READY: dict[str, type] = {"classification": Classification, "language_modelling": LanguageModelling}
 
 
 def resolve(name: str) -> Any:
@@ -52,7 +84,11 @@ def resolve(name: str) -> Any:
 
 
 def build_networks(stage: Stage, data: Any) -> dict[str, Any]:
-    """The stage's networks, by name. A classifier takes its outputs and channels from the data."""
+    """The stage's networks, by name.
+
+    A classifier takes its outputs and channels from the data; a network over tokens its vocabulary, unless the stage
+    says another (a multiple of 64, for speed).
+    """
     networks = {}
     for name, text in stage.networks.items():
         call = Call.parse(text)
@@ -60,8 +96,17 @@ def build_networks(stage: Stage, data: Any) -> dict[str, Any]:
             call = call.with_defaults(num_classes=len(data.classes))
             if stage.preprocess.channels != 3:
                 call = call.with_defaults(in_channels=stage.preprocess.channels)
+        tokenizer = getattr(data, "tokenizer", None)
+        if tokenizer is not None and "vocabulary" in _arguments(call.name):
+            call = call.with_defaults(vocabulary=tokenizer.n_vocab)
         networks[name] = canon.create(call.name, **call.arguments)
     return networks
+
+
+def _arguments(name: str) -> set[str]:
+    """What a network's class can be told: the arguments of the class that its paper's `build` gives."""
+    kind = inspect.signature(canon.resolve(name).paper.load().build).return_annotation
+    return set(inspect.signature(kind).parameters) if inspect.isclass(kind) else set()
 
 
 def build_system(stage: Stage, networks: Mapping[str, Any], previous: Mapping[str, Any] | None = None) -> Any:

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import hashlib
 import importlib
+import inspect
 import json
 import math
 import random
@@ -22,6 +23,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 import jingdu
 from jingdu.data import open_data
 from jingdu.engine import parity
+from jingdu.engine.checkpoint import TOKENIZER
 from jingdu.engine.contracts import Batch, Objective, Rollout, Stage, System
 from jingdu.engine.distribute import World, blocks, local, shard_like
 from jingdu.engine.optimise import apply_schedule, make_optimizer, make_schedule
@@ -338,6 +340,8 @@ class Training:
         if answers := parity.answers(asked, self.samples):
             trees[parity.FILE] = answers
         files = {name: tree_bytes(tree) for name, tree in trees.items()}
+        if (tokenizer := getattr(self.data, "tokenizer", None)) is not None:
+            files[TOKENIZER] = tokenizer.to_json().encode()
         return {**files, "model.json": json.dumps(model, indent=1).encode()}
 
     def networks(self) -> dict[str, Any]:
@@ -399,11 +403,17 @@ def average(mean: nn.Module, module: nn.Module, decay: float) -> None:
 
 
 def open_source(text: str, split: str, stage: Stage, crop: Any = None) -> Any:
-    """Data by name, or a paper's Rollout (`paper.Class(...)`)."""
+    """Data by name, or a paper's own: a data function `paper.function(split, ...)`, or a Rollout `paper.Class(...)`."""
     call = Call.parse(text)
     paper, dot, attribute = call.name.partition(".")
     if dot and attribute.isidentifier() and paper.isidentifier() and not Path(text).exists():  # my.txt is a file
-        return resolve(call.name)(**call.arguments)
+        made = resolve(call.name)
+        place = (split,) if "split" in inspect.signature(made).parameters else ()
+        try:
+            inspect.signature(made).bind(*place, **call.arguments)
+        except TypeError as error:
+            raise UsageError(f"data {text!r}: {error}") from None
+        return made(*place, **call.arguments)
     return open_data(text, split, stage.preprocess, crop, stage.on_corrupt)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from jingdu.errors import JingduError, Missing, Refused, UsageError, need_extra
 from jingdu.weights.download import Patience, Say, Unreachable, attempt, cache_folder, checksum, fetch
-from jingdu.weights.folders import CONFIG_FILES, WEIGHT_FILES, read_index
+from jingdu.weights.folders import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, read_index
 
 HOME = "https://huggingface.co"
 
@@ -65,7 +65,7 @@ def _files_of(folder: Path) -> list[Path]:
     files = [folder / name]
     if name.endswith(".index.json"):
         files += [folder / shard for shard in sorted(set(read_index(folder / name).values()))]
-    files += [folder / name for name in CONFIG_FILES if (folder / name).exists()]
+    files += [folder / name for name in (*CONFIG_FILES, *TOKENIZER_FILES) if (folder / name).exists()]
     return files if all(path.exists() for path in files) else []
 
 
@@ -177,7 +177,7 @@ def _fetch_snapshot(source: str, repo: str, revision: str, deadline: float, lice
         patience.renew()
         return link
 
-    for name in CONFIG_FILES:
+    for name in (*CONFIG_FILES, *TOKENIZER_FILES):
         if name in names:
             get(name)
     path = get(weights)

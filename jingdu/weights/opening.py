@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -35,6 +36,11 @@ class Weights:
     """The network's name within a run's system."""
     is_ours: bool = False
     """Written by us: the keys are ours as they are."""
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """What says how text becomes tokens, where that lies beside the weights."""
+        return self.located.tokenizer
 
     @property
     def description(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from jingdu.errors import Missing, Refused, UsageError
 from jingdu.weights.download import Say, fetch_url, is_offline, say_to_stderr
-from jingdu.weights.folders import CONFIG_FILES, WEIGHT_FILES, read_json, shard_paths
+from jingdu.weights.folders import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, read_json, shard_paths
 from jingdu.weights.hub import hub_folder
 from jingdu.weights.limits import DEADLINE
 
@@ -48,6 +48,14 @@ class Located:
     def preprocessor(self) -> dict[str, Any] | None:
         """The folder's preprocessor_config.json."""
         return self._json(CONFIG_FILES[1])
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """A checkpoint's tokenizer.json, or the folder where it holds the files of a tokenizer."""
+        if self.kind == "checkpoint":
+            return self.path / TOKENIZER_FILES[0] if (self.path / TOKENIZER_FILES[0]).exists() else None
+        found = self.kind == "folder" and any((self.path / name).exists() for name in TOKENIZER_FILES)
+        return self.path if found else None
 
     @property
     def model(self) -> dict[str, Any] | None:
