@@ -27,6 +27,8 @@ PARITY_BYTES = 4 << 20
 """Largest input of a network that a checkpoint keeps, to compare outputs when its weights are loaded."""
 PARITY_VALUES = 64
 """Values of each output that are kept and compared."""
+PARITY_INSIDE = 16
+"""The same, of each layer inside the network."""
 PARITY_TOLERANCE = 2e-3
 """Largest difference of one, over the largest value of the output: TF32 has 1e-3."""
 MEMORY_SHARE = 0.8

@@ -61,7 +61,7 @@ def digits(split: Split, size: int = 8, flat: bool = False, channels: Literal[1,
     """
     from sklearn.datasets import load_digits
 
-    verify_shipped("scikit-learn", "sklearn/datasets/data/digits.csv.gz")
+    verify_shipped("scikit-learn", "sklearn/datasets/data/digits.csv.gz", "sklearn/datasets/descr/digits.rst")
     bunch = load_digits()
     labels = bunch.target.astype(np.int64)
     rows = _stratified(labels, split)
@@ -91,21 +91,22 @@ def faces(split: Split, size: int = 25, channels: Literal[1, 3] = 1) -> Tensors:
     )
 
 
-def _shipped(function: str, file: str) -> Any:
-    """What `skimage.data.FUNCTION()` gives, only where its file lies in the installed package.
+def _shipped(function: str, *files: str) -> Any:
+    """What `skimage.data.FUNCTION()` gives, only where the files that it reads lie in the installed package.
 
-    Other functions of that module, and these where a distribution left the file out, would download it.
+    Other functions of that module, and these where a distribution left a file out, would download it.
     """
     try:
         import skimage.data
     except ImportError:
         raise need_extra("scikit-image", "laptop", "the embedded photographs and faces") from None
-    path = Path(skimage.__file__).parent / "data" / file
-    if not path.is_file():
-        raise Missing(
-            f"{path}: scikit-image {skimage.__version__} is installed without it; install its wheel from PyPI"
-        )
-    verify_shipped("scikit-image", f"skimage/data/{file}")
+    for file in files:
+        path = Path(skimage.__file__).parent / "data" / file
+        if not path.is_file():
+            raise Missing(
+                f"{path}: scikit-image {skimage.__version__} is installed without it; install its wheel from PyPI"
+            )
+    verify_shipped("scikit-image", *(f"skimage/data/{file}" for file in files))
     return getattr(skimage.data, function)()
 
 
@@ -121,10 +122,14 @@ def _photo(name: str) -> UInt8[Tensor, "3 height width"]:
     if name in ("china", "flower"):
         from sklearn.datasets import load_sample_image
 
-        verify_shipped("scikit-learn", f"sklearn/datasets/images/{name}.jpg")
+        # Both pictures are read, and what is said of them.
+        images = "sklearn/datasets/images/"
+        verify_shipped("scikit-learn", *(f"{images}{file}" for file in ("china.jpg", "flower.jpg", "README.txt")))
         array = load_sample_image(f"{name}.jpg")
     elif name == "motorcycle":
-        array = _shipped("stereo_motorcycle", "motorcycle_left.png")[0]
+        array = _shipped(
+            "stereo_motorcycle", *(f"motorcycle_{part}" for part in ("left.png", "right.png", "disp.npz"))
+        )[0]
     else:
         array = _shipped(name, f"{name}.jpg" if name == "rocket" else f"{name}.png")
     return torch.from_numpy(np.ascontiguousarray(array[..., :3].transpose(2, 0, 1)))

@@ -15,7 +15,8 @@ def verify_shipped(package: str, *files: str) -> None:
     """Raises BadInput where a file of an installed package has changed since it was installed.
 
     A wheel leaves the checksums of its files in RECORD (PyPA, "Recording installed projects"). Where another
-    system installed the package without them, there is nothing to compare with.
+    system installed the package without them, there is nothing to compare with; nor is there for Python's own
+    library, which `stdlib` and `pydoc_topics` read.
     """
     try:
         installed = metadata.distribution(package)

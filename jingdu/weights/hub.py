@@ -77,14 +77,22 @@ def _cached(repo: str, revision: str, say: Say) -> Path | None:
         found = try_to_load_from_cache(repo, name, cache_dir=hub_cache(), revision=revision)
         if not isinstance(found, str):
             continue
-        files = _files_of(Path(found).parent)
-        damaged = [path for path in files if not _is_intact(path)]
+        folder = Path(found).parent
+        # An index of shards is believed when it is known to be whole.
+        first = [Path(found), *(folder / config for config in CONFIG_FILES if (folder / config).exists())]
+        damaged = [path for path in first if not _is_intact(path)]
+        files = _files_of(folder) if not damaged else []
+        damaged += [path for path in files if path not in first and not _is_intact(path)]
         for path in damaged:
             say(f"{path}: the cached copy was damaged and is removed")
             _blob(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
+        if (
+            damaged
+        ):  # without the name of its weights, a snapshot that lacks its configuration now is not taken as it is
+            Path(found).unlink(missing_ok=True)
         if files and not damaged:
-            return Path(found).parent
+            return folder
     return None
 
 
