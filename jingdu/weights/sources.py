@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jingdu.errors import Missing, Refused, UsageError
+from jingdu.limits import HUB_SECONDS
 from jingdu.weights.download import Say, fetch_url, is_offline, say_to_stderr
 from jingdu.weights.folders import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, read_json, shard_paths
 from jingdu.weights.hub import hub_folder
-from jingdu.weights.limits import DEADLINE
 
 KINDS = "a file, a folder, a run folder, hf:OWNER/NAME[@revision], URL#sha256=HEX, or default"
 
@@ -69,7 +69,7 @@ def locate(
     published: Sequence[Mapping[str, Any]] = (),
     variant: str | None = None,
     offline: bool | None = None,
-    deadline: float = DEADLINE,
+    deadline: float = HUB_SECONDS,
     say: Say = say_to_stderr,
 ) -> Located:
     """Find the weights of a source on this machine, or fetch them.
@@ -103,7 +103,7 @@ def locate(
         revision = f"@{folder.name}" if folder.parent.name == "snapshots" else ""
         return _folder(folder, text, text.partition("@")[0] + revision if revision else text, stated)
     if "://" in text:
-        url, digest = _address(text, entry)
+        url, digest = address(text, entry)
         path = fetch_url(url, digest, offline=offline, deadline=deadline, licence=licence or "not stated", say=say)
         return Located(text, "file", path, text, **stated, files={path: None})
     return _local(Path(text), text, say, stated)
@@ -120,7 +120,7 @@ def _published(published: Sequence[Mapping[str, Any]], variant: str | None) -> M
     )
 
 
-def _address(text: str, entry: Mapping[str, Any]) -> tuple[str, str]:
+def address(text: str, entry: Mapping[str, Any]) -> tuple[str, str]:
     """An http(s) address and the sha256 (or, for a published one, the start of it) of its content."""
     url, _, fragment = text.partition("#")
     if not re.match("https?://[^/]", url):
