@@ -14,7 +14,7 @@ from jingdu.errors import Refused
 
 from .added import Added
 from .merges import Merges, byte_characters, character_bytes
-from .split import BERT_WORDS, CHANGES, FAMILIES, FORMS, GPT2, MARK, UNCASED, Cut, Family
+from .split import BERT_WORDS, CHANGES, FAMILIES, FORMS, GPT2, MARK, META, UNCASED, Cut, Family
 from .wordpiece import WordPiece
 
 Model = Merges | WordPiece
@@ -74,6 +74,12 @@ def _decoder(family: Family) -> dict[str, Any]:
         return {"type": "WordPiece", "prefix": family.prefix, "cleanup": False}
     if family.suffix:
         return {"type": "BPEDecoder", "suffix": family.suffix}
+    if family.meta:
+        steps: list[dict[str, Any]] = [
+            {"type": "Replace", "pattern": {"String": META}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        ]  # fmt: skip
+        return {"type": "Sequence", "decoders": steps}
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
 
 
@@ -126,7 +132,9 @@ def _steps(table: Mapping[str, Any] | None, many: str) -> list[Mapping[str, Any]
 
 
 def _pattern(table: Mapping[str, str]) -> str:
-    return table["Regex"] if "Regex" in table else re.escape(table["String"])
+    """A pattern, with its line ends written as they are in ours."""
+    found = table["Regex"] if "Regex" in table else re.escape(table["String"])
+    return found.replace("\r", r"\r").replace("\n", r"\n")
 
 
 def _normal(table: Mapping[str, Any] | None) -> tuple[str | tuple[str, str], ...]:

@@ -17,8 +17,8 @@ from .tokenizer import Tokenizer
 from .wordpiece import WordPiece
 
 END = "<|endoftext|>"
-UNKNOWN = {"bert": "[UNK]", "bert_cased": "[UNK]"}
-"""The unknown token of families whose models need one."""
+UNKNOWN = "[UNK]"
+"""WordPiece's token for words that it cannot spell; its families always have it."""
 
 
 def empty(family: str | Family = "gpt2", special: Sequence[str] = (END,)) -> Tokenizer:
@@ -44,7 +44,8 @@ def fit(
         texts: UTF-8 text; special tokens in it are text like any other.
         vocabulary: tokens in all, special ones included. There are fewer where the texts have no more to merge.
         family: how text is cut; `bert` ones learn WordPiece vocabularies, by the same merges.
-        special: tokens that no text gives, unless they are allowed; their ids are the last ones.
+        special: tokens that no text gives, unless they are allowed; their ids are the last ones. Families of
+            characters take a "<unk>" among them for characters that they have not seen; else those are an error.
         fast: by the tokenizers library, which learns the same merges.
 
     Raises UsageError where the vocabulary has no room for its alphabet.
@@ -57,8 +58,7 @@ def fit(
 
 
 def _all_special(family: Family, special: Sequence[str]) -> list[str]:
-    needed = [UNKNOWN[family.name]] if family.name in UNKNOWN and UNKNOWN[family.name] not in special else []
-    return [*special, *needed]
+    return [*special, *([UNKNOWN] if family.prefix and UNKNOWN not in special else [])]
 
 
 def _tokenizer(counts: Mapping[str, int], vocabulary: int, family: Family, special: Sequence[str]) -> Tokenizer:
@@ -72,9 +72,9 @@ def _tokenizer(counts: Mapping[str, int], vocabulary: int, family: Family, speci
         index, merges = {bytes([byte]): i for i, byte in enumerate(alphabet)}, []
     added = {name: Added(len(index) + i) for i, name in enumerate(names)}
     if family.prefix:
-        unknown = added[UNKNOWN.get(family.name, names[0])].id
-        return Tokenizer(WordPiece(index, unknown, family), added)
-    return Tokenizer(Merges.from_merges(index, merges, family), added)
+        return Tokenizer(WordPiece(index, added[UNKNOWN].id, family), added)
+    unknown = added["<unk>"].id if "<unk>" in added and family.alphabet == "characters" else None
+    return Tokenizer(Merges.from_merges(index, merges, family, unknown=unknown), added)
 
 
 def _fit_fast(texts: Iterable[str], vocabulary: int, family: Family, special: Sequence[str]) -> Tokenizer:

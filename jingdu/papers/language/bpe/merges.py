@@ -159,6 +159,9 @@ class Merges:
         self.vocabulary, self.ranks, self.results, self.family = dict(vocabulary), dict(ranks), dict(results), family
         self.unknown, self.whole, self.byte_fallback = unknown, whole, byte_fallback
         self._sizes: dict[int, int] | None = None
+        alphabet = [self.vocabulary.get(bytes([byte]), -1) for byte in range(256)]
+        by_bytes = family.alphabet == "bytes" and not family.suffix and -1 not in alphabet
+        self._alphabet = alphabet if by_bytes else None
 
     @classmethod
     def from_merges(
@@ -187,6 +190,8 @@ class Merges:
 
     def symbols(self, piece: str) -> list[int]:
         """The ids that merging starts from. Raises UsageError for what the vocabulary cannot spell."""
+        if (alphabet := self._alphabet) is not None:
+            return [alphabet[byte] for byte in piece.encode("utf-8", "surrogateescape")]
         ids: list[int] = []
         for symbol in symbols_of(piece, self.family):
             found = self.vocabulary.get(symbol, self.unknown)

@@ -24,6 +24,8 @@ Keep = Literal["all", "matches", "gaps"]
 Span = tuple[int, int]
 """The first character of a piece, and the one after its last."""
 
+META = "\u2581"
+
 # Rules ---------------------------------------------------------------------------------------------
 
 
@@ -53,6 +55,11 @@ class Family:
     prefix: str = ""
     """Begins all tokens of a piece but its first: WordPiece's ##. White space is not kept."""
 
+    @property
+    def meta(self) -> bool:
+        """Whether spaces are written as U+2581, as in SentencePiece."""
+        return any(step[1] == META and step[0] in (" ", r"\ ") for step in self.normal if isinstance(step, tuple))
+
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -63,8 +70,8 @@ _O200K = (
     r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _DEEPSEEK = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|"
-    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"""
+    r""" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 )
 MARK = r"!-/:-@\[-`{-~\p{P}"
 BERT_WORDS = Cut(rf"[{MARK}]|[^\s{MARK}]+", "matches")

@@ -11,7 +11,7 @@ from .added import Added, Names, find_added
 from .files import read_parts
 from .interchange import Model, read_json, write_json
 from .merges import Merges
-from .split import Family, Span, normalise, normalise_aligned, split, split_spans
+from .split import META, Family, Span, normalise, normalise_aligned, split, split_spans
 
 ENDS = ("<|endoftext|>", "<｜end▁of▁sentence｜>", "<|end_of_text|>", "</s>", "<EOT>", "[SEP]")
 """Special tokens that end a document, in the order in which they are looked for."""
@@ -69,6 +69,8 @@ class Tokenizer:
                 found[number] = token[len(prefix) :] if token.startswith(prefix) else b" " + token
             elif suffix and token.endswith(suffix):
                 found[number] = token.removesuffix(suffix) + b" "
+            elif self.family.meta:
+                found[number] = token.replace(META.encode(), b" ")
         if isinstance(self.model, Merges) and self.model.byte_fallback:
             for byte in range(256):
                 found[self.model.vocabulary[b"<0x%02X>" % byte]] = bytes([byte])
@@ -184,7 +186,7 @@ class Tokenizer:
             found = b"".join([self.spelled[int(i)] for i in ids])
         except KeyError as error:
             raise UsageError(f"there is no token {error}: ids of this vocabulary are below {self.n_vocab:,}") from None
-        if self.family.prefix:
+        if self.family.prefix or self.family.meta:
             return found.removeprefix(b" ")
         return found.removesuffix(b" ") if self.family.suffix else found
 
