@@ -15,7 +15,7 @@ from jingdu.weights.configs import Sizes, preprocess_from, sizes
 from jingdu.weights.download import Say, say_to_stderr
 from jingdu.weights.files import kind_of, read_metadata
 from jingdu.weights.filling import fill, fill_network, load_plain, own_fit, read
-from jingdu.weights.sources import Located, locate
+from jingdu.weights.sources import Located, foreign_folder, locate
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ class Weights:
     def _fill_plain(self, model: Any) -> None:
         from jingdu.engine.state import read_tree
 
-        (file, *more) = self.located.files
-        if not more and self.located.kind == "file" and not self.is_ours and hasattr(model, "read_file"):
-            model.read_file(file)
+        if self.located.kind != "checkpoint" and not self.is_ours and hasattr(model, "read_file"):
+            model.read_file(self.located.path)
             return
+        (file, *more) = self.located.files
         if more or kind_of(file) != "safetensors":
             raise Refused(f"{self.description}: a {type(model).__name__} is read from a run or a file of ours alone")
         load_plain(model, read_tree(file), self.network or "model", self.description)
@@ -136,16 +136,17 @@ def open_weights(
         library: the format, from a qualified name; files that we wrote ignore it.
         aliases: the card's aliases, so that timm's architectures with other names are known.
         offline, deadline, say: see `locate`.
-        plain: the paper has plain objects, no networks: a file may be in the format of its field, which the
-            object's `read_file(path)` reads, and no tensors.
+        plain: the paper has plain objects, no networks: a file or folder may be in the format of its field, which
+            the object's `read_file(path)` reads, and no tensors.
 
     Raises UsageError for an unreadable source, or weights that say they are of another variant than the asked
     one; Missing for weights that are not here and cannot be fetched; Refused for damaged ones.
     """
-    located = locate(source, published=published, variant=variant, offline=offline, deadline=deadline, say=say)
+    found = foreign_folder(source) if plain else None
+    located = found or locate(source, published=published, variant=variant, offline=offline, deadline=deadline, say=say)
     if located.kind == "checkpoint":
         return _from_checkpoint(located, family, variants, variant)
-    ours = None if plain and not _is_safetensors(located) else _from_own_file(located, family)
+    ours = None if found or (plain and not _is_safetensors(located)) else _from_own_file(located, family)
     if ours is not None:
         _same(ours.variant, variant, located)
         return ours

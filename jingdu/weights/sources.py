@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -158,12 +159,12 @@ def _local(path: Path, text: str, say: Say, stated: Mapping[str, Any]) -> Locate
 def _folder(path: Path, text: str, about: str, stated: Mapping[str, Any], say: Say = say_to_stderr) -> Located:
     from jingdu.engine.checkpoint import newest_checkpoint, verify
 
-    if (path / "recipe.json").exists() or any((path / "checkpoints").glob("step-*")):
+    if _is_run(path):
         newest = newest_checkpoint(path, warn=lambda line: say(f"warning: {line}"))
         if newest is None:
             raise Refused(f"{path}: this run has no checkpoint yet")
         return _checkpoint(newest, text)
-    if (path / "model.json").exists() or (path / "manifest.json").exists():
+    if _is_checkpoint(path):
         verify(path)
         return _checkpoint(path, text)
     name = next((name for name in WEIGHT_FILES if (path / name).exists()), None)
@@ -173,6 +174,23 @@ def _folder(path: Path, text: str, about: str, stated: Mapping[str, Any], say: S
     if name.endswith(".index.json"):
         files = {shard: frozenset(keys) for shard, keys in shard_paths(path / name).items()}
     return Located(text, "folder", path, about, **stated, files=files)
+
+
+def foreign_folder(source: str | Path) -> Located | None:
+    """A folder on this machine that is no run and no checkpoint of ours, whatever it holds; None for anything else."""
+    path = Path(source).expanduser()
+    with suppress(OSError, ValueError):
+        if path.is_dir() and not _is_run(path) and not _is_checkpoint(path):
+            return Located(str(source), "folder", path, str(source))
+    return None
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "recipe.json").exists() or any((path / "checkpoints").glob("step-*"))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return (path / "model.json").exists() or (path / "manifest.json").exists()
 
 
 def _checkpoint(path: Path, text: str) -> Located:
