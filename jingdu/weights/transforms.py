@@ -4,6 +4,7 @@
 "reshape((-1, 25088), (-1, 512, 7, 7))"           their shape, our shape; -1 is any size
 "permute(3, 2, 0, 1) | flip(1)"                   steps apply from left to right
 "concatenate(0)"                                  several of theirs, of one shape, are one of ours
+"sum"                                             the same, added up; back, the first is ours and the others are zero
 "split(0)"                                        one of theirs is several of ours, in equal parts
 """
 
@@ -71,10 +72,11 @@ class Transform:
 
     def __post_init__(self) -> None:
         steps = [name for name, _ in self._steps()]
-        joins = {"concatenate": self.theirs > 1, "split": self.ours > 1}
-        for name, needed in joins.items():
-            if steps.count(name) != int(needed):
-                raise ValueError(f"{self.theirs} of theirs for {self.ours} of ours: {name!r} in {self.text!r}?")
+        joins = {("concatenate", "sum"): self.theirs > 1, ("split",): self.ours > 1}
+        for names, needed in joins.items():
+            if sum(map(steps.count, names)) != int(needed):
+                names = " or ".join(map(repr, names))
+                raise ValueError(f"{self.theirs} of theirs for {self.ours} of ours: {names} in {self.text!r}?")
         if self.theirs > 1 and self.ours > 1:
             raise ValueError("several of theirs cannot become several of ours in one rule")
 
@@ -87,6 +89,8 @@ class Transform:
         for name, arguments in self._steps():
             if name == "concatenate":
                 tensors = [_concatenate(tensors, *arguments)]
+            elif name == "sum":
+                tensors = [torch.stack(tensors).sum(0)]
             elif name == "split":
                 tensors = _equal_parts(tensors[0], self.ours, *arguments)
             else:
@@ -99,6 +103,8 @@ class Transform:
         for name, arguments in reversed(self._steps()):
             if name == "concatenate":
                 tensors = _equal_parts(tensors[0], self.theirs, *arguments)
+            elif name == "sum":
+                tensors = [tensors[0], *(torch.zeros_like(tensors[0]) for _ in range(self.theirs - 1))]
             elif name == "split":
                 tensors = [_concatenate(tensors, *arguments)]
             else:
@@ -113,8 +119,9 @@ SAME = Transform()
 def _parse(step: str) -> tuple[str, tuple[Any, ...]]:
     """`name` or `name(literal, ...)`. Raises ValueError for a step that does not exist."""
     name, bracket, rest = step.strip().partition("(")
-    if name not in {*_EACH, "concatenate", "split"}:
-        raise ValueError(f"unknown transform {step.strip()!r}: use {', '.join([*_EACH, 'concatenate', 'split'])}")
+    joins = ("concatenate", "sum", "split")
+    if name not in {*_EACH, *joins}:
+        raise ValueError(f"unknown transform {step.strip()!r}: use {', '.join([*_EACH, *joins])}")
     if not bracket:
         return name, ()
     call = ast.parse(f"f({rest}", mode="eval").body
