@@ -1,10 +1,10 @@
 """Data by name.
 
 Embedded, no network: `digits`, `faces`, `photos`, `scenes`, `stdlib`, `pydoc_topics`, `catalogues`. The user's
-own: a folder of images, a .txt file, `text(path="...")`, `hf:OWNER/NAME` or `hf:/PATH` (Hugging Face `datasets`).
+own: a folder of images, a .txt file, `text(path="...")`, `parallel(source="...", target="...")`, `hf:OWNER/NAME` or `hf:/PATH` (Hugging Face `datasets`).
 
 Reading order: `base` (the contract), `draws` (random numbers that belong to samples), `preprocess`,
-`images`, `augment`, `embedded`, `catalogues`, `scenes`, `hub`.
+`images`, `augment`, `embedded`, `catalogues`, `parallel`, `scenes`, `hub`.
 """
 
 import inspect
@@ -24,6 +24,7 @@ EMBEDDED = {
     "catalogues": "jingdu.data.catalogues",
     "digits": "jingdu.data.embedded",
     "faces": "jingdu.data.embedded",
+    "parallel": "jingdu.data.parallel",
     "photos": "jingdu.data.embedded",
     "pydoc_topics": "jingdu.data.embedded",
     "scenes": "jingdu.data.scenes",

@@ -60,6 +60,8 @@ def functions(calls: Iterable[str], home: str) -> list[Callable[..., Any]]:
 
 def to_device(batch: Batch, device: torch.device, stage: Stage) -> Batch:
     def move(value: Any) -> Any:
+        if isinstance(value, list):  # samples of different shapes
+            return [move(part) for part in value]
         if not isinstance(value, Tensor):
             return value
         if stage.channels_last and value.ndim == 4:

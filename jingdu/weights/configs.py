@@ -74,7 +74,45 @@ def _transformers_resnet(config: Config) -> Sizes:
     return Sizes(variant, overrides, classes)
 
 
-_TRANSFORMERS: Mapping[str, Callable[[Config], Sizes]] = {"resnet": _transformers_resnet}
+def _transformers_transformer(config: Config) -> Sizes:
+    """MarianConfig (transformers/models/marian/configuration_marian.py); the defaults are those of its class."""
+    if config.get("model_type") != "marian":
+        raise Refused(f"config.json is of a {config.get('model_type')}; of transformers, MarianMTModel is known here")
+    _need(config, "scale_embedding", True)
+    _need(config, "share_encoder_decoder_embeddings", True)
+    _need(config, "tie_word_embeddings", True)
+    for name in ("add_bias_logits", "normalize_before", "normalize_embedding", "add_final_layer_norm"):
+        _need(config, name, False)  # of files from before 5.0, where they could be said
+    heads = config.get("encoder_attention_heads", 16)
+    _need(config, "decoder_attention_heads", heads)
+    activation = {"swish": "swish", "silu": "swish", "relu": "relu"}.get(config.get("activation_function", "gelu"))
+    if activation is None:
+        raise Refused(
+            f"config.json asks for the activation {config.get('activation_function')!r}; ours are relu and swish"
+        )
+    vocabulary, pad = config.get("vocab_size", 58101), config.get("pad_token_id", 58100)
+    _need(config, "decoder_vocab_size", vocabulary)
+    marks = (pad, config.get("eos_token_id", 0), config.get("decoder_start_token_id", 58100))
+    stacks = ("encoder", "decoder")
+    overrides: dict[str, Any] = {
+        "vocabulary": vocabulary,
+        "width": config.get("d_model", 1024),
+        "inner": tuple(config.get(f"{stack}_ffn_dim", 4096) for stack in stacks),
+        "heads": heads,
+        "layers": tuple(config.get(f"{stack}_layers", 12) for stack in stacks),
+        "marks": marks,
+        "activation": activation,
+        "dropout": config.get("dropout", 0.1),
+        "attention_dropout": config.get("attention_dropout", 0.0),
+        "inner_dropout": config.get("activation_dropout", 0.0),
+    }
+    return Sizes("transformer_opus_mt_en_de", overrides)
+
+
+_TRANSFORMERS: Mapping[str, Callable[[Config], Sizes]] = {
+    "resnet": _transformers_resnet,
+    "transformer": _transformers_transformer,
+}
 """Family -> the meaning of its transformers configuration."""
 
 

@@ -167,7 +167,7 @@ def test_positions_that_are_refused() -> None:
         small(positions="rotary")
 
 
-@pytest.mark.parametrize("positions", ["paper", "tensor2tensor", "marian", "fairseq", 11, None])
+@pytest.mark.parametrize("positions", ["paper", "tensor2tensor", "marian", 11, None])
 def test_where_a_token_stands(positions: Any) -> None:
     model = small(positions=positions)
     source = tokens(2, 6, vocabulary=29)
@@ -177,12 +177,6 @@ def test_where_a_token_stands(positions: Any) -> None:
     if positions == 11:
         with pytest.raises(UsageError, match="place 11"):
             model.encode(tokens(1, 12, vocabulary=29))
-    if positions == "fairseq":
-        x = model.embed(source[:, :1], torch.zeros(1, 1, dtype=torch.int64), model.embedding, None)
-        expected = model.embedding(source[:, :1]) * math.sqrt(12) + sinusoids(
-            torch.ones(1, 1).long(), 12, "tensor2tensor"
-        )
-        torch.testing.assert_close(x, expected)
 
 
 # The model --------------------------------------------------------------------------------------------
@@ -193,13 +187,10 @@ def test_embeddings_are_tied_three_ways() -> None:
     assert sum(p.shape == (29, 12) for p in model.parameters()) == 1
     x, places = tokens(1, 5, vocabulary=29), torch.arange(5)[None]
     torch.testing.assert_close(
-        model.embed(x, places, model.embedding, None),
+        model.embed(x, places, None),
         model.embedding.weight[x] * math.sqrt(12) + sinusoids(places, 12),
     )
     torch.testing.assert_close(model.logits(draw(3, 12)), draw(3, 12) @ model.embedding.weight.T)
-    other = small(source_vocabulary=31)
-    assert other.source_embedding.weight.shape == (31, 12)
-    assert other(tokens(1, 5, vocabulary=31), tokens(1, 4, vocabulary=29)).shape == (1, 4, 29)
 
 
 def test_padding_changes_nothing() -> None:
@@ -208,6 +199,8 @@ def test_padding_changes_nothing() -> None:
     whole = model(padded(source, [7, 4]), padded(target, [3, 5]))
     torch.testing.assert_close(whole[:1, :3], model(source[:1], target[:1, :3]))
     torch.testing.assert_close(whole[1:], model(source[1:, :4], target[1:]))
+    # The same by lengths, whatever lies behind them.
+    torch.testing.assert_close(whole, model(source, padded(target, [3, 5]), torch.tensor([7, 4])))
 
 
 def test_no_later_token_is_seen() -> None:
@@ -242,9 +235,10 @@ def test_initialisation() -> None:
 def test_every_parameter_gets_a_gradient(options: dict[str, Any]) -> None:
     model = small(**options).train()
     model(tokens(3, 7, vocabulary=29), tokens(3, 5, vocabulary=29, seed=1)).square().sum().backward()
-    # A key's bias adds the same to all products of a query, which the softmax takes away again.
-    silent = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-6}
-    assert silent == {name for name, _ in model.named_parameters() if name.endswith("attention.k.bias")}
+    for name, p in model.named_parameters():
+        assert p.grad is not None, name
+        # A key's bias adds the same to all products of a query, which the softmax takes away again.
+        assert (p.grad.abs().max() > 1e-3) != name.endswith("attention.k.bias"), name
 
 
 def test_attention_maps() -> None:
@@ -269,7 +263,7 @@ def test_steps_give_what_the_whole_sequence_gives(options: dict[str, Any], ragge
         model.logits_bias.copy_(draw(29))
     source, target = padded(tokens(3, 7, vocabulary=29), [7, 4, 6]), tokens(3, 11, vocabulary=29, seed=1)
     whole = model(source, target)
-    reader = model.given(source)
+    reader = model.reading(source)
     state = reader.init_state(3, 11)
     lengths = [5, 2, 4] if ragged else [5, 5, 5]
     logits, state = reader.step(padded(target[:, :5], lengths), state, torch.tensor(lengths) if ragged else None)
@@ -287,7 +281,7 @@ def test_steps_give_what_the_whole_sequence_gives(options: dict[str, Any], ragge
 def test_states_of_other_rows(rows: list[int]) -> None:
     model = small()
     source, target = padded(tokens(3, 7, vocabulary=29), [7, 4, 6]), tokens(3, 6, vocabulary=29, seed=1)
-    reader = model.given(source)
+    reader = model.reading(source)
     _, state = reader.step(target[:, :4], reader.init_state(3, 9))
     state = state.select(torch.tensor(rows))
     logits, state = reader.step(target[rows, 4:5], state)
@@ -299,7 +293,7 @@ def test_states_of_other_rows(rows: list[int]) -> None:
 
 def test_beams_of_a_sentence_share_its_memory() -> None:
     model = small()
-    reader = model.given(tokens(3, 7, vocabulary=29))
+    reader = model.reading(tokens(3, 7, vocabulary=29))
     state = reader.init_state(3, 5)
     beams = state.select(torch.tensor([0, 0, 1, 1, 2, 2]))
     assert beams.memory[0][0] is state.memory[0][0]
@@ -312,7 +306,7 @@ def test_greedy_by_the_loop_of_all_generators() -> None:
     model = small()
     source = padded(tokens(2, 7, vocabulary=29), [7, 4])
     start = torch.zeros(1, dtype=torch.int64)
-    found = generate(model.given(source), [start, start], 6, stop=(1,))
+    found = generate(model.reading(source), [start, start], 6, stop=(1,))
     for row, new in enumerate(found):
         target = start
         for token in new.tolist():
@@ -323,4 +317,4 @@ def test_greedy_by_the_loop_of_all_generators() -> None:
 
 def test_as_many_targets_as_sources() -> None:
     with pytest.raises(UsageError, match="2 targets to continue for 3 sources"):
-        small().given(tokens(3, 7, vocabulary=29)).init_state(2, 5)
+        small().reading(tokens(3, 7, vocabulary=29)).init_state(2, 5)

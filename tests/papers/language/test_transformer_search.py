@@ -161,9 +161,9 @@ def test_translations_of_several_sources() -> None:
     source = torch.randint(2, VOCABULARY, (3, 7))
     source[1, 5:] = 0
     starts = [torch.tensor([0])] * 3
-    together = beam_search(model.given(source), starts, [9, 12, 5], stop=END, best=3)
+    together = beam_search(model.reading(source), starts, [9, 12, 5], stop=END, best=3)
     for i, (length, n) in enumerate([(9, 7), (12, 5), (5, 7)]):
-        (alone,) = beam_search(model.given(source[i : i + 1, :n]), starts[:1], length, stop=END, best=3)
+        (alone,) = beam_search(model.reading(source[i : i + 1, :n]), starts[:1], length, stop=END, best=3)
         assert [h.tokens.tolist() for h in alone] == [h.tokens.tolist() for h in together[i]]
         for h in alone:
             target = torch.cat([starts[0], h.tokens])[None]

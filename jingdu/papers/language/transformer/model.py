@@ -33,10 +33,8 @@ class Transformer(nn.Module):
         inner: d_ff; or two numbers, of the encoder's and of the decoder's layers.
         heads: h.
         layers: N; or two numbers.
-        positions: which `sinusoids`; "fairseq" are tensor2tensor's, counted from the number of the padding plus one;
-            a number is a learned table of so many places (Tab. 3 E); None is none.
+        positions: which `sinusoids`; a number is a learned table of so many places (Tab. 3 E); None is none.
         marks: tokens that stand for padding, for the end, and for the start of a target. Tensor2tensor's are 0, 1, 0.
-        source_vocabulary: give the source an embedding of its own, with so many tokens.
         logits_bias: add a vector to the logits that is loaded and not trained (Marian's checkpoints).
         layer: what `EncoderLayer` takes further: dropout, norm, bias, activation, eps, attention_dropout, inner_dropout.
     """
@@ -50,21 +48,18 @@ class Transformer(nn.Module):
         layers: int | Sequence[int] = 6,
         positions: Sinusoids | str | int | None = "paper",
         marks: Sequence[int] = (0, 1, 0),
-        source_vocabulary: int | None = None,
         logits_bias: bool = False,
         **layer: Any,
     ):
         super().__init__()
         inners, depths = ((n, n) if isinstance(n, int) else tuple(n) for n in (inner, layers))
-        self.width, self.positions = width, positions
-        self.pad, self.end, self.start = marks
+        self.width, self.positions, self.marks = width, positions, tuple(marks)
         self.embedding = nn.Embedding(vocabulary, width)
-        self.source_embedding = nn.Embedding(source_vocabulary, width) if source_vocabulary is not None else None
         learned = isinstance(positions, int)
         self.source_positions = nn.Embedding(positions, width) if learned else None
         self.target_positions = nn.Embedding(positions, width) if learned else None
         if not learned and positions is not None:
-            sinusoids(torch.zeros(1, dtype=torch.int64), width, self._waves[0])  # refuses what it does not know
+            sinusoids(torch.zeros(1, dtype=torch.int64), width, positions)  # refuses what it does not know
         self.encoder = nn.ModuleList(EncoderLayer(width, inners[0], heads, **layer) for _ in range(depths[0]))
         self.decoder = nn.ModuleList(DecoderLayer(width, inners[1], heads, **layer) for _ in range(depths[1]))
         # Behind pre-norm layers the sum of all sublayers has not been normed yet.
@@ -73,41 +68,36 @@ class Transformer(nn.Module):
         self.encoder_norm, self.decoder_norm = last(), last()
         self.dropout = nn.Dropout(self.encoder[0].dropout.p)
         self.register_buffer("logits_bias", torch.zeros(vocabulary) if logits_bias else None)
-        for table in (self.embedding, self.source_embedding, self.source_positions, self.target_positions):
+        for table in (self.embedding, self.source_positions, self.target_positions):
             if table is not None:
                 nn.init.normal_(table.weight, std=width**-0.5)
-
-    @property
-    def _waves(self) -> tuple[Any, int]:
-        """The kind of sinusoids, and the number of the first place."""
-        return ("tensor2tensor", self.pad + 1) if self.positions == "fairseq" else (self.positions, 0)
 
     def embed(
         self,
         tokens: Int64[Tensor, "batch time"],
         places: Int64[Tensor, "batch_or_1 time"],
-        table: nn.Embedding,
         learned: nn.Embedding | None,
     ) -> Float[Tensor, "batch time width"]:
         """Tokens times the root of the width, plus their places (Sec. 3.4, 3.5); dropout on the sum (Sec. 5.4)."""
-        x = table(tokens) * math.sqrt(self.width)
+        x = self.embedding(tokens) * math.sqrt(self.width)
         if learned is not None:
             if places.shape[1] > learned.num_embeddings or int(places.max()) >= learned.num_embeddings:
                 raise UsageError(f"a token at place {int(places.max())}, where {learned.num_embeddings} were learned")
             x = x + learned(places)
         elif self.positions is not None:
-            kind, first = self._waves
-            x = x + sinusoids(places + first, self.width, kind, x.dtype)
+            x = x + sinusoids(places, self.width, self.positions, x.dtype)
         return self.dropout(x)
 
     def encode(
-        self, source: Int64[Tensor, "batch source"]
+        self, source: Int64[Tensor, "batch source"], lengths: Int64[Tensor, " batch"] | None = None
     ) -> tuple[Float[Tensor, "batch source width"], Bool[Tensor, "batch 1 1 source"]]:
-        """The memory, and the mask that is True where it is of a token and not of padding."""
-        mask = (source != self.pad)[:, None, None]
+        """The memory, and the mask that is True where it is of a token and not of padding.
+
+        Padding is what has its mark, or lies behind `lengths`.
+        """
         places = torch.arange(source.shape[1], device=source.device)[None]
-        table = self.embedding if self.source_embedding is None else self.source_embedding
-        x = self.embed(source, places, table, self.source_positions)
+        mask = (source != self.marks[0] if lengths is None else places < lengths[:, None])[:, None, None]
+        x = self.embed(source, places, self.source_positions)
         for layer in self.encoder:
             x = layer(x, mask)
         return self.encoder_norm(x), mask
@@ -123,7 +113,7 @@ class Transformer(nn.Module):
         Padding at the target's right needs no mask: what comes before it does not see it.
         """
         places = torch.arange(target.shape[1], device=target.device)[None]
-        x = self.embed(target, places, self.embedding, self.target_positions)
+        x = self.embed(target, places, self.target_positions)
         for layer in self.decoder:
             x = layer(x, memory, memory_mask)
         return self.logits(x)
@@ -133,10 +123,13 @@ class Transformer(nn.Module):
         return F.linear(self.decoder_norm(x), self.embedding.weight, self.logits_bias)
 
     def forward(
-        self, source: Int64[Tensor, "batch source"], target: Int64[Tensor, "batch time"]
+        self,
+        source: Int64[Tensor, "batch source"],
+        target: Int64[Tensor, "batch time"],
+        lengths: Int64[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch time vocabulary"]:
-        """The logits of the token after each of `target`, which begins with the start mark."""
-        return self.decode(target, *self.encode(source))
+        """The logits of the token after each of `target`, which begins with the start mark; `lengths` are the sources'."""
+        return self.decode(target, *self.encode(source, lengths))
 
     @torch.no_grad()
     def attention_maps(
@@ -159,16 +152,18 @@ class Transformer(nn.Module):
 
     # One token after the other ---------------------------------------------------------------------
 
-    def given(self, source: Int64[Tensor, "batch source"]) -> "Reader":
-        """The network that continues targets of these sources: what `generate` and `beam_search` take."""
-        return Reader(self, source)
+    def reading(
+        self, source: Int64[Tensor, "batch source"], lengths: Int64[Tensor, " batch"] | None = None
+    ) -> "Reader":
+        """The decoder under these sources, for `generate` and `beam_search`: each prompt is how its row's target begins."""
+        return Reader(self, source, lengths)
 
     def step(
         self, tokens: Int64[Tensor, "batch n"], state: "Decoding", lengths: Int64[Tensor, " batch"] | None = None
     ) -> tuple[Float[Tensor, "batch vocabulary"], "Decoding"]:
         """Read the next tokens of each row; the logits are of the token after the last real one (see rnn's contract)."""
         cache, n = state.cache, tokens.shape[1]
-        x = self.embed(tokens, cache.positions(n), self.embedding, self.target_positions)
+        x = self.embed(tokens, cache.positions(n), self.target_positions)
         for number, layer in enumerate(self.decoder):
             x = layer.step(x, cache, number, *state.memory[number], state.mask)
         last = x[:, -1] if lengths is None else x[torch.arange(len(x), device=x.device), lengths - 1]
@@ -203,17 +198,17 @@ class Decoding:
 
 
 class Reader:
-    """A Transformer that has read its sources (`Transformer.given`): it has `init_state` and `step`."""
+    """A Transformer that has read its sources (`Transformer.reading`): it has `init_state` and `step`."""
 
-    def __init__(self, network: Transformer, source: Int64[Tensor, "batch source"]):
-        self.network, self.source = network, source
+    def __init__(self, network: Transformer, source: Tensor, lengths: Tensor | None = None):
+        self.network, self.source, self.lengths = network, source, lengths
 
     def init_state(self, batch: int, capacity: int) -> Decoding:
         """Row i continues a target of source i. Raises UsageError for another number of rows."""
         if batch != len(self.source):
             raise UsageError(f"{batch} targets to continue for {len(self.source)} sources: give one for each")
         network = self.network
-        memory, mask = network.encode(self.source)
+        memory, mask = network.encode(self.source, self.lengths)
         kept = [layer.cross_attention.keys_values(memory) for layer in network.decoder]
         own = network.decoder[0].self_attention
         cache = Cache.empty(

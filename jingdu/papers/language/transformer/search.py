@@ -1,7 +1,7 @@
 r"""Beam search: a few of the most probable beginnings go on at the same time (Section 6.1).
 
 It uses the generation contract alone (`init_state`, `step`, the state's `select`), so it searches every network that
-generates: `Transformer.given(source)`, or a language model.
+generates: `Transformer.reading(source)`, or a language model.
 """
 
 from collections.abc import Callable, Sequence
@@ -93,7 +93,7 @@ def beam_search(
         prompts: at least one token each, on the network's device.
         length: the most new tokens, of all rows or of each; a beam that has not ended by then counts only where none has.
         stop: the token that ends a continuation.
-        beams: how many live; 1 is greedy.
+        beams: how many live.
         penalty: of the length: `gnmt`, `power`, or `functools.partial(gnmt, alpha=1.0)`.
         best: how many to return, at most `beams`.
         until: when a prompt's search is over. "sure": no living beam can become one of the `best`. "likely": `beams` have
