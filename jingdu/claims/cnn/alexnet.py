@@ -77,7 +77,7 @@ def best_error(make: Any, strengths: list[float], train: tuple[Any, Any], test: 
     seeds=3,
     minutes=6.0,
     about="Which of eight shapes is the largest, in 4,000 cluttered scenes of 64x64 pixels instead of 1.2 million "
-    "photographs; a network of 0.6 million weights; histograms of oriented gradients and a linear SVM in the place of "
+    "photographs; a network of 0.7 million weights; histograms of oriented gradients and a linear SVM in the place of "
     "SIFT and Fisher vectors. All see the same images, other ones under each seed; the strengths of the SVM's and the "
     "softmax's regularisation are chosen on a held-out quarter.",
 )
@@ -158,7 +158,7 @@ def _train_error(system: Any, data: str) -> float:
     minutes=6.0,
     about="1,000 scenes to learn from, so that there is something to overfit. Both networks start from the same "
     "weights and see the same images for the same number of steps; one with shifts, mirror images, the shift of "
-    "colours and a dropout of 0.2, the other without. Both errors are of the finished network on images as they are.",
+    "colours and a dropout of 0.1, the other without. Both errors are of the finished network on images as they are.",
 )
 def overfitting(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     """The same training with and without what Section 4 adds to it."""
