@@ -138,7 +138,7 @@ def draw_features(figure: Any, outcome: Outcome) -> None:
 
 # What dropout and augmentation are for ----------------------------------------------------------------
 
-FEW, STEPS = 1000, 600
+FEW, STEPS = 1000, 500
 
 
 def _train_error(system: Any, data: str) -> float:
@@ -170,7 +170,7 @@ def overfitting(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     values = {}
     for arm, changes in arms.items():
         steps = lab.budget(full=STEPS, smoke=2)
-        run = lab.train(STAGE, seed, data=data, steps=steps, evaluate_every=max(steps // 6, 1), **changes)
+        run = lab.train(STAGE, seed, data=data, steps=steps, evaluate_every=max(steps // 5, 1), **changes)
         lab.curve(arm, *run.series("eval.loss"), "step", "test loss (nats)")
         train = _train_error(run.system, data)
         test = run.metrics["error"]
