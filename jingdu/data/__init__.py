@@ -1,6 +1,6 @@
 """Data by name.
 
-Embedded, no network: `digits`, `faces`, `photos`, `scenes`, `stdlib`, `pydoc_topics`. The user's
+Embedded, no network: `digits`, `affine_digits`, `faces`, `photos`, `scenes`, `stdlib`, `pydoc_topics`. The user's
 own: a folder of images, a .txt file, `text(path="...")`, `hf:OWNER/NAME` or `hf:/PATH` (Hugging Face `datasets`).
 
 Reading order: `base` (the contract), `draws` (random numbers that belong to samples), `preprocess`,
@@ -21,6 +21,7 @@ from jingdu.names import Call
 __all__ = ["EMBEDDED", "IMAGENET", "Data", "Preprocess", "Tensors", "open_data"]
 
 EMBEDDED = {
+    "affine_digits": "jingdu.data.embedded",
     "digits": "jingdu.data.embedded",
     "faces": "jingdu.data.embedded",
     "photos": "jingdu.data.embedded",

@@ -51,12 +51,19 @@ def resolve(name: str) -> Any:
     return getattr(module, attribute)
 
 
+def _kind(stage: Stage) -> Any:
+    name = Call.parse(stage.system).name
+    return READY.get(name) or resolve(name)
+
+
 def build_networks(stage: Stage, data: Any) -> dict[str, Any]:
     """The stage's networks, by name. A classifier takes its outputs and channels from the data."""
     networks = {}
+    kind = _kind(stage)
+    classifies = isinstance(kind, type) and issubclass(kind, Classification)
     for name, text in stage.networks.items():
         call = Call.parse(text)
-        if stage.system.startswith("classification") and getattr(data, "classes", None):
+        if classifies and getattr(data, "classes", None):
             call = call.with_defaults(num_classes=len(data.classes))
             if stage.preprocess.channels != 3:
                 call = call.with_defaults(in_channels=stage.preprocess.channels)
@@ -70,7 +77,7 @@ def build_system(stage: Stage, networks: Mapping[str, Any], previous: Mapping[st
     A class with an argument `previous` is given the finished systems of earlier stages by name.
     """
     call = Call.parse(stage.system)
-    kind = READY.get(call.name) or resolve(call.name)
+    kind = _kind(stage)
     arguments = {**networks, **call.arguments}
     if "previous" in inspect.signature(kind).parameters:
         arguments["previous"] = dict(previous or {})
