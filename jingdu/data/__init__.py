@@ -1,7 +1,8 @@
 """Data by name.
 
-Embedded, no network: `digits`, `faces`, `photos`, `scenes`, `stdlib`, `pydoc_topics`, `catalogues`. The user's
-own: a folder of images, a .txt file, `text(path="...")`, `parallel(source="...", target="...")`, `hf:OWNER/NAME` or `hf:/PATH` (Hugging Face `datasets`).
+Embedded, no network: `digits`, `affine_digits`, `faces`, `photos`, `scenes`, `stdlib`, `pydoc_topics`, `catalogues`. The
+user's own: a folder of images, a .txt file, `text(path="...")`, `parallel(source="...", target="...")`, `hf:OWNER/NAME` or
+`hf:/PATH` (Hugging Face `datasets`).
 
 Reading order: `base` (the contract), `draws` (random numbers that belong to samples), `preprocess`,
 `images`, `augment`, `embedded`, `catalogues`, `parallel`, `scenes`, `hub`.
@@ -21,6 +22,7 @@ from jingdu.names import Call
 __all__ = ["EMBEDDED", "IMAGENET", "Data", "Preprocess", "Tensors", "open_data"]
 
 EMBEDDED = {
+    "affine_digits": "jingdu.data.embedded",
     "catalogues": "jingdu.data.catalogues",
     "digits": "jingdu.data.embedded",
     "faces": "jingdu.data.embedded",

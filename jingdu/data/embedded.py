@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from jingdu.data.augment import random_affine
 from jingdu.data.base import Batch, Tensors
 from jingdu.data.draws import Draws, permutation
 from jingdu.data.images import to_channels
@@ -23,7 +24,9 @@ from jingdu.data.shipped import verify_shipped
 from jingdu.data.split import held_out, split_names
 from jingdu.errors import BadInput, Missing, UsageError, need_extra, unknown
 
-__all__ = ["Crops", "Documents", "digits", "faces", "photos", "pydoc_topics", "stdlib", "text"]
+__all__ = [
+    "Crops", "Documents", "MovedDigits", "affine_digits", "digits", "faces", "photos", "pydoc_topics", "stdlib", "text",
+]  # fmt: skip
 
 Split = Literal["train", "test"]
 
@@ -69,6 +72,40 @@ def digits(split: Split, size: int = 8, flat: bool = False, channels: Literal[1,
     images = _sized(images, size, 1 if flat else channels)
     content = {"features": images.flatten(1)} if flat else {"image": images}
     return Tensors({**content, "label": torch.from_numpy(labels[rows])}, classes=[str(digit) for digit in range(10)])
+
+
+class MovedDigits:
+    """Digits under random affine maps: `fixed` ones are functions of the index alone, others of (seed, epoch, index)."""
+
+    def __init__(self, source: Tensors, size: int, copies: int, channels: Literal[1, 3], fixed: bool):
+        self.source, self.size, self.copies, self.channels, self.fixed = source, size, copies, channels, fixed
+        self.classes = source.classes
+
+    def __len__(self) -> int:
+        return self.copies * len(self.source)
+
+    def batch(self, indices: np.ndarray, draws: Draws) -> Batch:
+        draws = Draws(0, 0, indices) if self.fixed else draws
+        batch = self.source.batch(np.asarray(indices) % len(self.source), draws)
+        moved = random_affine(batch["image"], draws, degrees=30, scale=(0.5, 0.9), shear=0.3, shift=0.2, size=self.size)
+        return {**batch, "image": to_channels(moved, self.channels)}
+
+
+def affine_digits(split: Split, size: int = 20, copies: int = 4, channels: Literal[1, 3] = 1) -> MovedDigits:
+    """`digits`, each turned by up to 30 degrees, sheared, moved, and between a half and nine tenths of the picture wide.
+
+    Harder than digits that stand straight and in the middle, and as many different ones as training may ask for: they
+    are new in every epoch. Test digits are fixed.
+
+    Args:
+        split: train (1,347 digits) or test (450).
+        size: side of the pictures in pixels.
+        copies: how often each digit is in the test split, moved differently.
+        channels: 1, or 3 equal ones.
+    """
+    if not isinstance(size, int) or not isinstance(copies, int) or min(size, copies) < 1:
+        raise UsageError(f"affine_digits(size={size!r}, copies={copies!r}): both are whole numbers from 1 on")
+    return MovedDigits(digits(split), size, copies if split == "test" else 1, channels, split == "test")
 
 
 def faces(split: Split, size: int = 25, channels: Literal[1, 3] = 1) -> Tensors:

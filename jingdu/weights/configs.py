@@ -131,6 +131,10 @@ _TIMM: Mapping[str, _Timm] = {
         {"num_classes": "num_classes", "in_chans": "in_channels", "output_stride": "output_stride"},
         {"global_pool": "avg"},
     ),
+    "vgg": _Timm(
+        {"num_classes": "num_classes", "in_chans": "in_channels", "drop_rate": "dropout"},
+        {"global_pool": "avg", "mlp_ratio": 1.0, "output_stride": 32},
+    ),
 }
 
 

@@ -106,7 +106,7 @@ def export(network: nn.Module, library: str, *, family: str | None = None) -> di
     """A network's weights under another library's names, as its `load_state_dict` takes them.
 
     Args:
-        network: one of ours.
+        network: one of ours, made by `create` where the names differ between variants.
         library: torchvision, timm, transformers, ...: a table of the network's family.
         family: the paper's key; by default from the network's module (jingdu.papers.<area>.<key>).
 
@@ -121,7 +121,7 @@ def export(network: nn.Module, library: str, *, family: str | None = None) -> di
     if library not in known:
         raise unknown(f"format of {family} weights", library, known)
     state = _network_state(network)
-    table = known[library]
+    table = known[library].of(getattr(getattr(network, "origin", None), "variant", None))
     result: dict[str, Tensor] = {}
     for key in state:
         entry = table.from_ours(key)

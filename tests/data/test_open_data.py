@@ -41,7 +41,7 @@ def test_text_that_contradicts_preprocess_is_refused(spec):
     ("spec", "message"),
     [
         ("digit", "unknown data set 'digit'. Did you mean digits"),
-        ("cifar", r"unknown data set 'cifar'.*Known: digits, faces.*hf:OWNER/NAME"),
+        ("cifar", r"unknown data set 'cifar'.*Known: affine_digits, digits, faces.*hf:OWNER/NAME"),
         ("digits(sise=3)", "unknown argument of digits 'sise'. Did you mean size"),
         ("digits(3)", "cannot read"),
         ("digits(size=__import__('os'))", "cannot read"),

@@ -16,7 +16,7 @@ from tests.engine import systems
 from tests.faults import faulty, shim
 
 RESNET = {"network": "resnet20_cifar(width=4, depths=(1, 1), num_classes=10, in_channels=1)"}
-VGG = {"network": "vgg11_bn(widths=(4, 4, 6, 6, 8), units=12, num_classes=10, in_channels=1)"}
+VGG = {"network": "vgg11_bn(widths=(4, 4, 6, 6, 8, 12, 12), num_classes=10, in_channels=1)"}
 ALEXNET = {"network": "alexnet_scenes(widths=(4, 6, 6, 6, 8, 12, 12))"}
 GAN = {
     "generator": "gan_digits_generator(hidden=(24, 24))",

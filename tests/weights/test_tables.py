@@ -74,6 +74,39 @@ TABLE = KeyTable(
     ),
     prefix="model.",
 )
+LISTS = """
+[other]
+rules = [["head.{*}", "classifier.{*}"]]
+lists = { features = { small = "a . b", large = "a . c . . b" } }
+
+[third]
+same_as = "other"
+rules = [["head.{*}", "fc.{*}"]]
+"""
+
+
+def test_lists_number_the_layers_of_each_variant(tmp_path, monkeypatch):
+    (tmp_path / "numbered.toml").write_text(LISTS)
+    monkeypatch.setattr("jingdu.weights.tables.KEYS", tmp_path)
+    for library, head in (("other", "classifier"), ("third", "fc")):
+        table = tables("numbered")[library]
+        assert table.variants == ("small", "large")
+        assert table.from_ours("b.weight") is None, "without a variant"
+        small, large = table.of("small"), table.of("large")
+        assert small.from_ours("b.weight").theirs == ("features.2.weight",)
+        assert large.from_ours("b.weight").theirs == ("features.5.weight",)
+        assert large.from_theirs("features.2.running_mean").ours == ("c.running_mean",)
+        assert large.from_theirs("features.1.weight") is None
+        assert small.from_ours("head.bias").theirs == (f"{head}.bias",)
+    keys = {"features.0.w", "features.5.w", "features.2.w", "classifier.w"}
+    fit = detect(keys, None, "numbered", None, {"a.w", "b.w", "c.w", "head.w"}, "large")
+    assert fit.exact and fit.table.name == "other"
+    with pytest.raises(Refused, match=r"no name for: a\.w"):
+        detect(keys, None, "numbered", "other", {"a.w", "b.w", "c.w", "head.w"})
+    with pytest.raises(UsageError, match="format of numbered weights"):
+        detect(keys, None, "numbered", "other", {"a.w"}, "another variant")
+
+
 words = st.text(st.characters(blacklist_characters=".{}", blacklist_categories=("Cs",)), min_size=1, max_size=8)
 numbers = st.integers(0, 10**9)
 
