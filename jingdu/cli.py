@@ -394,9 +394,10 @@ def _predict(words: list[str]) -> int:
     rows = []
     for prediction in verbs.predict(flags.name, flags.inputs, flags.weights, **options):
         if flags.json:
-            rows.append({**prediction.data, "files": [str(path) for path in prediction.files]})
+            if not prediction.more:
+                rows.append({**prediction.data, "files": [str(path) for path in prediction.files]})
         else:
-            print(prediction.text)
+            print(prediction.text, end="" if prediction.more else "\n", flush=prediction.more)
             for path in prediction.files:
                 print(f"wrote {path}")
     if flags.json:

@@ -39,7 +39,7 @@ from jingdu.errors import UsageError
 from jingdu.metrics.classification import Accuracy
 from jingdu.nn import each
 from jingdu.papers.language.bpe import read_tokenizer
-from jingdu.papers.language.rnn import Choose, generate, greedy, sample
+from jingdu.papers.language.rnn import Choose, generate, greedy, sample, steps
 from jingdu.papers.language.transformer import Cache, attention
 from jingdu.prediction import Prediction, origin_of
 
@@ -319,3 +319,76 @@ def take_up(network: nn.Module, trained: nn.Module) -> None:
     new = dict(network.named_parameters())
     for name, old in trained.named_parameters():
         new[name][: len(old)] = old
+
+
+# What a user does with it -----------------------------------------------------------------------------
+
+
+def tokenizer_of(model: nn.Module, path: Path | None) -> Any:
+    """The tokenizer at `path`, or the one that lies beside the network's weights. Raises UsageError where there is none."""
+    place = path or origin_of(model).tokenizer
+    if place is None:
+        raise UsageError(
+            "these weights have no tokenizer beside them: give --tokenizer FILE (tokenizer.json, a folder with vocab.json "
+            "and merges.txt, or a .tiktoken file)"
+        )
+    tokenizer = read_tokenizer(place)
+    if tokenizer.n_vocab > model.words.weight.shape[0]:
+        raise UsageError(
+            f"{place}: its {tokenizer.n_vocab} tokens are more than the {model.words.weight.shape[0]} of this network"
+        )
+    return tokenizer
+
+
+def complete(
+    model: GPT,
+    inputs: Sequence[str],
+    *,
+    tokenizer: Path | None,
+    length: int,
+    choose: Choose,
+    seed: int,
+    stream: bool,
+) -> Iterator[Prediction]:
+    """Continuations of texts: all at once, or where `stream` is asked one after the other, in pieces as they come.
+
+    A text may be empty where the vocabulary has a token that ends documents, which then starts one. It ends the
+    continuation too. Raises UsageError for what does not fit into the network's positions.
+    """
+    words = tokenizer_of(model, tokenizer)
+    stop = () if words.end is None else (words.end,)
+    prompts = [torch.tensor(words.encode(text) or list(stop), dtype=torch.int64) for text in inputs]
+    if empty := [text for text, prompt in zip(inputs, prompts, strict=True) if not len(prompt)]:
+        raise UsageError(f"the prompt {empty[0]!r} has no tokens: give a letter or more")
+    if length < 1 or max(map(len, prompts), default=0) + length > model.context:
+        raise UsageError(
+            f"length {length}, and a prompt of {max(map(len, prompts), default=0)} tokens: this network has positions for "
+            f"{model.context}, and at least one token is made"
+        )
+    model.eval()
+    draws = torch.Generator().manual_seed(seed)
+    options = {"choose": choose, "stop": stop, "generator": draws}
+    if stream:
+        for text, prompt in zip(inputs, prompts, strict=True):
+            yield Prediction(text, text, {}, more=True)
+            made: list[int] = []
+            for chosen, _ in steps(model, [prompt], length, **options):
+                before = words.decode(made)
+                made.append(int(chosen[0]))
+                now = words.decode(made[:-1] if made[-1] in stop else made)
+                # Bytes of a character that is not whole yet come with its last one.
+                if not now.endswith("\ufffd"):
+                    yield Prediction(text, now.removeprefix(before.rstrip("\ufffd")), {}, more=True)
+            yield _completed(text, "", prompt, made, words, stop)
+        return
+    for text, prompt, row in zip(inputs, prompts, generate(model, prompts, length, **options), strict=True):
+        made = row.tolist()
+        yield _completed(text, text + words.decode(made[:-1] if made[-1] in stop else made), prompt, made, words, stop)
+
+
+def _completed(
+    text: str, shown: str, prompt: Tensor, made: list[int], words: Any, stop: tuple[int, ...]
+) -> Prediction:
+    ended = bool(made) and made[-1] in stop
+    data = {"prompt": text, "text": words.decode(made[:-1] if ended else made), "tokens": made, "prompt_tokens": len(prompt)}
+    return Prediction(text, shown, {**data, "ended": ended})

@@ -40,7 +40,7 @@ from jingdu.errors import UsageError
 from jingdu.prediction import Prediction, origin_of
 
 from .elman import LEXICON, TEMPLATES, sentences, xor
-from .generation import Choose, Generator, State, generate, greedy, sample
+from .generation import Choose, Generator, State, generate, greedy, sample, steps
 from .models import Conditioned, EncoderDecoder, LanguageModel, ManyToMany, ManyToOne, masked_nats
 from .scan import Cell, Hidden, Layer, Recurrent, RNNCell, Step, scan
 from .text import Streams, Symbols, Text, read_corpus, streams, windows
@@ -50,7 +50,7 @@ __all__ = [
     "LEXICON", "TEMPLATES", "Cell", "Choose", "Conditioned", "EncoderDecoder", "Generator", "Hidden", "LanguageModel",
     "Layer", "ManyToMany", "ManyToOne", "RNNCell", "Recurrent", "State", "Stateful", "Step", "Streams", "Symbols",
     "Text", "Translation", "build", "continue_text", "generate", "greedy", "language_model", "masked_nats", "predict",
-    "read_corpus", "recurrent", "sample", "scan", "sentences", "streams", "windows", "xor",
+    "read_corpus", "recurrent", "sample", "scan", "sentences", "steps", "streams", "windows", "xor",
 ]  # fmt: skip
 
 

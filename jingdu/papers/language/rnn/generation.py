@@ -7,7 +7,7 @@ and the rest padding (None: all are real); it returns the logits [batch, vocabul
 the new state. What it was given may be overwritten.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -60,7 +60,43 @@ def sample(
     return torch.multinomial(weights, 1, generator=generator).squeeze(1)
 
 
-@torch.no_grad()
+def steps(
+    model: Generator,
+    prompts: Sequence[Int64[Tensor, "_"]],
+    length: int,
+    *,
+    choose: Choose = greedy,
+    stop: Iterable[int] = (),
+    generator: torch.Generator | None = None,
+) -> Iterator[tuple[Int64[Tensor, " batch"], Bool[Tensor, " batch"]]]:
+    """The continuations of all prompts, a token of each at a time: to print text while it comes.
+
+    Arguments are those of `generate`. Each item is the new tokens, and which rows they belong to: the others had ended.
+    Rows that have ended stay in the batch until all have: their further tokens are computed and thrown away.
+    Raises ValueError for an empty prompt or a negative length.
+    """
+    sizes = [len(prompt) for prompt in prompts]
+    if length < 0 or not all(sizes):
+        raise ValueError(f"length {length}, prompts of {sizes} tokens: give no negative length, and a token or more")
+    if not sizes or not length:
+        return
+    tokens = pad_sequence(list(prompts), batch_first=True)
+    lengths = None if min(sizes) == max(sizes) else tokens.new_tensor(sizes)
+    state = model.init_state(len(sizes), max(sizes) + length - 1)  # the last token is not read
+    ends = tokens.new_tensor(list(stop))
+    running = torch.ones(len(sizes), dtype=torch.bool, device=tokens.device)
+    for _ in range(length):
+        with torch.no_grad():
+            logits, state = model.step(tokens, state, lengths)
+            chosen = choose(logits, generator)
+        yield chosen, running
+        if len(ends):
+            running = running & ~torch.isin(chosen, ends)
+            if not running.any():
+                return
+        tokens, lengths = chosen[:, None], None
+
+
 def generate(
     model: Generator,
     prompts: Sequence[Int64[Tensor, "_"]],
@@ -73,7 +109,6 @@ def generate(
 ) -> list[Tensor]:
     """Continue each prompt by at most `length` tokens, all prompts at once.
 
-    Rows that have ended stay in the batch until all have: their further tokens are computed and thrown away.
     The network is used in the mode that it is in; for text it should be in eval mode.
 
     Args:
@@ -83,34 +118,18 @@ def generate(
         choose: the next tokens from logits; `greedy`, `sample`, or `functools.partial(sample, temperature=0.7)`.
         stop: tokens that end a row.
         generator: what `choose` draws from.
-        each: called after each step with the new tokens and which rows they belong to (the others had ended), to
-            print text while it comes.
+        each: called after each step with the new tokens and which rows they belong to.
 
     Returns the new tokens of each row; a row that was ended by a token of `stop` has it as its last.
     Raises ValueError for an empty prompt or a negative length.
     """
-    sizes = [len(prompt) for prompt in prompts]
-    if length < 0 or not all(sizes):
-        raise ValueError(f"length {length}, prompts of {sizes} tokens: give no negative length, and a token or more")
-    if not sizes or not length:
-        return [prompt[:0] for prompt in prompts]
-    tokens = pad_sequence(list(prompts), batch_first=True)
-    lengths = None if min(sizes) == max(sizes) else tokens.new_tensor(sizes)
-    state = model.init_state(len(sizes), max(sizes) + length - 1)  # the last token is not read
-    ends = tokens.new_tensor(list(stop))
-    running = torch.ones(len(sizes), dtype=torch.bool, device=tokens.device)
-    counts = torch.zeros_like(running, dtype=torch.int64)
-    made = tokens.new_empty(length, len(sizes))
-    for i in range(length):
-        logits, state = model.step(tokens, state, lengths)
-        made[i] = chosen = choose(logits, generator)
+    made, kept = [], []
+    for chosen, running in steps(model, prompts, length, choose=choose, stop=stop, generator=generator):
         if each is not None:
             each(chosen, running)
-        if len(ends):
-            counts += running
-            running = running & ~torch.isin(chosen, ends)
-            if not running.any():
-                break
-        tokens, lengths = chosen[:, None], None
-    kept = counts.tolist() if len(ends) else [length] * len(sizes)
-    return [made[:count, row] for row, count in enumerate(kept)]
+        made.append(chosen)
+        kept.append(running)
+    if not made:
+        return [prompt[:0] for prompt in prompts]
+    tokens, counts = torch.stack(made, 1), torch.stack(kept).sum(0).tolist()
+    return [row[:count] for row, count in zip(tokens, counts, strict=True)]
