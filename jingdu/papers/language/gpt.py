@@ -21,20 +21,25 @@ Differs from the paper in:
 - The laptop recipes learn a byte-level vocabulary from their own text; the paper's is of characters, lower-cased.
 """
 
-import math
+import ast
+import textwrap
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from jingdu.data.base import Batch
+from jingdu.data.base import Batch, Tensors
+from jingdu.data.draws import Draws, permutation
+from jingdu.data.embedded import stdlib
 from jingdu.engine.contracts import Recipe, Stage, System
+from jingdu.engine.training import open_source
 from jingdu.errors import UsageError
 from jingdu.metrics.classification import Accuracy
 from jingdu.nn import each
@@ -44,8 +49,8 @@ from jingdu.papers.language.transformer import Cache, attention
 from jingdu.prediction import Prediction, origin_of
 
 __all__ = [
-    "GPT", "MLP", "Block", "CausalSelfAttention", "FineTuning", "build", "complete", "multiple_choice", "pair", "predict",
-    "similarity", "single",
+    "GPT", "MLP", "Block", "CausalSelfAttention", "FineTuning", "build", "complete", "label", "multiple_choice", "pair", "predict",
+    "similarity", "single", "snippets", "take_up", "tokenizer_of",
 ]  # fmt: skip
 
 
@@ -321,6 +326,118 @@ def take_up(network: nn.Module, trained: nn.Module) -> None:
         new[name][: len(old)] = old
 
 
+# Labelled text for the laptop -------------------------------------------------------------------------
+
+PACKAGES = ("asyncio", "email", "http", "importlib", "multiprocessing", "unittest", "urllib", "xml")
+"""Packages of the standard library, whose functions are told apart."""
+
+
+def snippets(
+    split: Literal["train", "test"], tokenizer: str, length: int = 96, labelled: int = 200, fold: int = 0
+) -> Tensors:
+    """Functions of the standard library, and which of eight packages each is from: `tokens`, `mask`, `label`.
+
+    The test split has functions of modules that `stdlib` holds out too, so no network has read them before.
+
+    Args:
+        split: `labelled` functions of the other modules, as many of each package; or test functions.
+        tokenizer: the data whose tokenizer is used: "bpe.tokens(of='stdlib', vocabulary=2048)".
+        length: tokens that a function is cut to.
+        labelled: how many functions there are to learn from.
+        fold: which ones these are.
+    """
+    words = open_source(tokenizer, "train", Stage()).tokenizer
+    documents = stdlib(split)
+    functions: list[list[str]] = [[] for _ in PACKAGES]
+    rows = [i for i, name in enumerate(documents.names) if name.partition("/")[0] in PACKAGES]
+    for row in rows:
+        found = documents.batch(np.array([row]), Draws(0, 0, [row]))
+        functions[PACKAGES.index(found["name"][0].partition("/")[0])] += list(_functions(found["text"][0]))
+    order = [permutation(fold, label, len(texts)) for label, texts in enumerate(functions)]
+    each_class = labelled // len(PACKAGES) if split == "train" else None
+    chosen = [(texts[i], label) for label, texts in enumerate(functions) for i in order[label][:each_class]]
+    sequences = [single(words.encode(text, disallowed=())[: length - 2], words.n_vocab)[0] for text, _ in chosen]
+    tokens = torch.zeros(len(chosen), 1, length, dtype=torch.int64)
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    for row, sequence in enumerate(sequences):
+        tokens[row, 0, : len(sequence)], mask[row, 0, : len(sequence)] = torch.tensor(sequence), True
+    data = Tensors({"tokens": tokens, "mask": mask, "label": torch.tensor([label for _, label in chosen])}, PACKAGES)
+    data.tokenizer = words
+    return data
+
+
+def _functions(source: str) -> Iterator[str]:
+    """The statements of a module's functions, without their names and documentation, from three lines on."""
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
+            if body and body[-1].end_lineno - body[0].lineno >= 2:
+                yield textwrap.dedent("\n".join(lines[body[0].lineno - 1 : body[-1].end_lineno]))
+
+
+_TOKENS = "bpe.tokens(of='stdlib', vocabulary=2048, length=128)"
+_SMALL = "vocabulary=2048, width=128, layers=4, heads=4, context=128, dropout=0.0, marks=3"
+
+recipes = {
+    "laptop": Recipe(
+        stages=(
+            Stage(
+                name="pre-training",
+                system="language_modelling",
+                networks={"network": f"gpt1({_SMALL})"},
+                data=_TOKENS,
+                batch_size=16,
+                steps=800,
+                optimizer="adamw",
+                lr=2e-3,
+                weight_decay=0.01,
+                schedule="cosine(warmup=80)",
+                clip=1.0,
+            ),
+            Stage(
+                name="fine-tuning",
+                system="gpt.FineTuning(start='pre-training')",
+                networks={"network": f"gpt1({_SMALL}, classes=8)"},
+                data=f'gpt.snippets(tokenizer="{_TOKENS}", length=96)',
+                batch_size=16,
+                steps=150,
+                optimizer="adamw",
+                lr=5e-4,
+                weight_decay=0.01,
+                schedule="cosine(warmup=15)",
+                clip=1.0,
+            ),
+        ),
+        minutes=4,
+        expect={"error": (0.1, 0.5)},
+        about="a small GPT reads the standard library, then learns from 200 functions which of 8 packages one is from",
+    ),
+    "paper": Recipe(
+        stages=(
+            Stage(
+                name="pre-training",
+                system="language_modelling",
+                networks={"network": "gpt1"},
+                data="bpe.tokens(of='hf:bookcorpus/bookcorpus', vocabulary=40000, family='gpt', length=512)",
+                batch_size=64,
+                epochs=100,
+                optimizer="adamw",
+                lr=2.5e-4,
+                weight_decay=0.01,
+                schedule="cosine(warmup=2000)",
+                clip=1.0,
+                save_every=5000,
+            ),
+        ),
+        minutes=30 * 24 * 60,
+        expect={"perplexity": (17.0, 20.0)},
+        machine="8 GPUs",
+        about="Section 4.1: 100 epochs over BooksCorpus (--data), sequences of 512 tokens, 64 at a time; 18.4 held out",
+    ),
+}
+
+
 # What a user does with it -----------------------------------------------------------------------------
 
 
@@ -386,9 +503,60 @@ def complete(
         yield _completed(text, text + words.decode(made[:-1] if made[-1] in stop else made), prompt, made, words, stop)
 
 
-def _completed(
-    text: str, shown: str, prompt: Tensor, made: list[int], words: Any, stop: tuple[int, ...]
-) -> Prediction:
+def _completed(text: str, shown: str, prompt: Tensor, made: list[int], words: Any, stop: tuple[int, ...]) -> Prediction:
     ended = bool(made) and made[-1] in stop
-    data = {"prompt": text, "text": words.decode(made[:-1] if ended else made), "tokens": made, "prompt_tokens": len(prompt)}
+    data = {
+        "prompt": text,
+        "text": words.decode(made[:-1] if ended else made),
+        "tokens": made,
+        "prompt_tokens": len(prompt),
+    }
     return Prediction(text, shown, {**data, "ended": ended})
+
+
+@torch.no_grad()
+def label(model: GPT, inputs: Sequence[str], tokenizer: Path | None, top: int = 5) -> Iterator[Prediction]:
+    """The most probable classes of texts, by a network that was fine-tuned; a tab divides the two texts of a pair."""
+    words, names = tokenizer_of(model, tokenizer), origin_of(model).classes
+    count = model.vocabulary
+    for text in inputs:
+        first, tab, second = text.partition("\t")
+        sequence = pair(words.encode(first), words.encode(second), count) if tab else single(words.encode(first), count)
+        tokens = torch.tensor(sequence)
+        if tokens.shape[1] > model.context:
+            raise UsageError(f"{tokens.shape[1]} tokens with the marks: this network has positions for {model.context}")
+        found = model.eval().head(model.hidden(tokens)[:, -1]).softmax(1)[0].topk(min(top, model.head.out_features))
+        best = [
+            {"class": names[i] if names else f"class {i}", "index": i, "probability": p}
+            for p, i in zip(found.values.tolist(), found.indices.tolist(), strict=True)
+        ]
+        shown = [f"  {entry['probability']:.4f}  {entry['class']}" for entry in best]
+        yield Prediction(text, "\n".join([text, *shown]), {"text": text, "top": best})
+
+
+def predict(
+    model: GPT,
+    inputs: Sequence[str],
+    *,
+    length: int = 64,
+    temperature: float = 0.8,
+    seed: int = 0,
+    tokenizer: Path | None = None,
+    stream: bool = False,
+) -> Iterator[Prediction]:
+    """Continuations of texts, or where the network was fine-tuned their classes.
+
+    Args:
+        length: the most new tokens.
+        temperature: of sampling; 0 takes the most probable token.
+        seed: of sampling.
+        tokenizer: a file or folder, where none lies beside the weights.
+        stream: print the text while it comes.
+    """
+    if model.head is not None:
+        yield from label(model, inputs, tokenizer)
+        return
+    if temperature < 0:
+        raise UsageError(f"temperature is {temperature}: it must be 0 (the most probable token) or more")
+    choose = greedy if temperature == 0 else partial(sample, temperature=temperature)
+    yield from complete(model, inputs, tokenizer=tokenizer, length=length, choose=choose, seed=seed, stream=stream)

@@ -20,7 +20,7 @@ Differs from the paper in:
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +29,6 @@ from torch import Tensor, nn
 
 from jingdu.engine.contracts import Recipe, Stage
 from jingdu.errors import UsageError
-from jingdu.nn import each
 from jingdu.papers.language.gpt import GPT, MLP, CausalSelfAttention, complete
 from jingdu.papers.language.rnn import Choose, greedy, sample
 from jingdu.papers.language.transformer import Cache
@@ -154,3 +153,82 @@ def sampler(temperature: float | int = 1.0, k: int | None = None, p: float | int
         return sample(logits if p is None else top_p(logits, p), generator)
 
     return choose
+
+
+_TOKENS = "bpe.tokens(of='stdlib', vocabulary=2048, length=128)"
+
+recipes = {
+    "laptop": Recipe(
+        stages=(
+            Stage(
+                system="language_modelling",
+                networks={"network": "gpt2(vocabulary=2048, width=128, layers=4, heads=4, context=256, dropout=0.0)"},
+                data=_TOKENS,
+                batch_size=16,
+                steps=800,
+                optimizer="adamw",
+                lr=2e-3,
+                betas=(0.9, 0.95),
+                weight_decay=0.1,
+                schedule="cosine(warmup=80, end=0.1)",
+                clip=1.0,
+            ),
+        ),
+        minutes=3,
+        expect={"bits_per_byte": (1.2, 2.0)},
+        about="a GPT-2 of a million weights reads the standard library",
+    ),
+    "paper": Recipe(
+        stages=(
+            Stage(
+                system="language_modelling",
+                networks={"network": "gpt2"},
+                data="bpe.tokens(of='hf:Skylion007/openwebtext', vocabulary='vocabulary', length=1024)",
+                batch_size=512,
+                steps=600_000,
+                optimizer="adamw",
+                lr=6e-4,
+                betas=(0.9, 0.95),
+                weight_decay=0.1,
+                schedule="cosine(warmup=2000, end=0.1)",
+                clip=1.0,
+                accumulate=8,
+                precision="bf16",
+                compile=True,
+                save_every=1000,
+            ),
+        ),
+        minutes=4 * 24 * 60,
+        expect={"loss": (2.8, 2.95)},
+        machine="8 GPUs",
+        about="Batches of 512 times 1024 tokens (Sec. 2.3) of an open copy of WebText, with GPT-2's vocabulary in the "
+        "folder ./vocabulary; the learning rate's schedule was not published: this is nanoGPT's",
+    ),
+}
+
+
+def predict(
+    model: GPT2,
+    inputs: Sequence[str],
+    *,
+    length: int = 64,
+    temperature: float = 1.0,
+    top_k: int | None = 40,
+    top_p: float | None = None,
+    seed: int = 0,
+    tokenizer: Path | None = None,
+    stream: bool = False,
+) -> Iterator[Prediction]:
+    """Continuations of texts.
+
+    Args:
+        length: the most new tokens.
+        temperature: of sampling; 0 takes the most probable token.
+        top_k: how many of the most probable tokens are drawn from; None for all.
+        top_p: the share of the probability that is drawn from (the nucleus); None for all.
+        seed: of sampling.
+        tokenizer: a file or folder, where none lies beside the weights.
+        stream: print the text while it comes.
+    """
+    choose = sampler(temperature, top_k, top_p)
+    yield from complete(model, inputs, tokenizer=tokenizer, length=length, choose=choose, seed=seed, stream=stream)
