@@ -109,7 +109,50 @@ def _transformers_transformer(config: Config) -> Sizes:
     return Sizes("transformer_opus_mt_en_de", overrides)
 
 
+def _decoder(config: Config, sizes_of: Mapping[str, tuple[int, int, int]], defaults: Mapping[str, Any]) -> Sizes:
+    """A GPT by transformers' names n_embd, n_layer, n_head, n_positions; `sizes_of` are width, layers, heads of variants."""
+    found = {name: config.get(name, value) for name, value in defaults.items()}
+    _need(config, "layer_norm_epsilon", 1e-5)
+    if config.get("n_inner") not in (None, 4 * found["n_embd"]):
+        raise Refused(f"config.json asks for n_inner = {config['n_inner']}; our network has four times n_embd")
+    size = (found["n_embd"], found["n_layer"], found["n_head"])
+    variant = next((name for name, of in sizes_of.items() if of == size), next(iter(sizes_of)))
+    overrides: dict[str, Any] = {}
+    if sizes_of[variant] != size:
+        overrides = dict(zip(("width", "layers", "heads"), size, strict=True))
+    for theirs, ours in (("vocab_size", "vocabulary"), ("n_positions", "context")):
+        overrides |= {} if found[theirs] == defaults[theirs] else {ours: found[theirs]}
+    # One dropout for all three: transformers' models are given one value each.
+    overrides |= {} if config.get("resid_pdrop", 0.1) == 0.1 else {"dropout": config["resid_pdrop"]}
+    return Sizes(variant, overrides)
+
+
+def _transformers_gpt(config: Config) -> Sizes:
+    """OpenAIGPTConfig (transformers/models/openai/configuration_openai.py), whose "gelu" is the tanh form."""
+    _need(config, "afn", "gelu")
+    defaults = {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 40478, "n_positions": 512}
+    return _decoder(config, {"gpt1": (768, 12, 12)}, defaults)
+
+
+def _transformers_gpt2(config: Config) -> Sizes:
+    """GPT2Config (transformers/models/gpt2/configuration_gpt2.py)."""
+    for name, wanted in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
+        _need(config, name, wanted)
+    if config.get("activation_function", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"):
+        raise Refused(f"config.json asks for {config['activation_function']}; our network has the tanh form of gelu")
+    known = {
+        "gpt2": (768, 12, 12),
+        "gpt2_medium": (1024, 24, 16),
+        "gpt2_large": (1280, 36, 20),
+        "gpt2_xl": (1600, 48, 25),
+    }
+    defaults = {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024}
+    return _decoder(config, known, defaults)
+
+
 _TRANSFORMERS: Mapping[str, Callable[[Config], Sizes]] = {
+    "gpt": _transformers_gpt,
+    "gpt2": _transformers_gpt2,
     "resnet": _transformers_resnet,
     "transformer": _transformers_transformer,
 }

@@ -8,6 +8,7 @@ A family's tables are in `keys/<family>.toml`, one for each library:
              ["qkv.{*}", ["q.{*}", "k.{*}", "v.{*}"], "concatenate(0)"]]        # three of theirs
     ignore = ["*.num_batches_tracked"]      # may be absent, or be there for nothing
     prefix = "model."                       # before all of their names
+    bare = true                             # files without the prefix are known too
     variants = ["resnet18"]                 # only for these; all without it
 
     [torchvision.lists.features]            # layers that it numbers through, by variant: conv2_1.{*} is
@@ -184,6 +185,7 @@ class KeyTable:
     rules: tuple[Rule, ...] = ()
     ignore: tuple[str, ...] = ()
     prefix: str = ""
+    bare: bool = False
     variants: tuple[str, ...] = ()
     numbered: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict, repr=False, compare=False)
     """Variant -> the rules of its lists."""
@@ -231,6 +233,8 @@ class KeyTable:
     def fit(self, keys: Iterable[str], expected: Iterable[str]) -> Fit:
         """Compare the keys of a file with those that a network with keys `expected` needs."""
         keys, expected = set(keys), set(expected)
+        if self.bare and self.prefix and not any(key.startswith(self.prefix) for key in keys):
+            return replace(self, prefix="").fit(keys, expected)
         entries: dict[Entry, None] = {}
         strangers = []
         for key in sorted(expected):
@@ -247,7 +251,7 @@ class KeyTable:
 
 
 def _table(name: str, raw: Mapping[str, Any]) -> KeyTable:
-    extra = set(raw) - {"rules", "ignore", "prefix", "variants", "same_as", "lists"}
+    extra = set(raw) - {"rules", "ignore", "prefix", "bare", "variants", "same_as", "lists"}
     if extra:
         raise ValueError(f"[{name}]: unknown {', '.join(sorted(extra))}")
     numbered: dict[str, tuple[Rule, ...]] = {}
@@ -261,6 +265,7 @@ def _table(name: str, raw: Mapping[str, Any]) -> KeyTable:
         tuple(Rule(*rule) for rule in raw.get("rules", ())),
         tuple(raw.get("ignore", ())),
         raw.get("prefix", ""),
+        raw.get("bare", False),
         tuple(raw.get("variants", numbered)),
         numbered,
     )
