@@ -391,6 +391,8 @@ def _predict(words: list[str]) -> int:
     options = _predict_options(found.paper, [*rest, *strange], f"jingdu predict {flags.name}", flags.options)
     if flags.options:
         return 0
+    if "stream" in options and sys.stdout.isatty() and not flags.json:
+        options["stream"] = True  # someone is looking
     rows = []
     for prediction in verbs.predict(flags.name, flags.inputs, flags.weights, **options):
         if flags.json:

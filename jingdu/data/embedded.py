@@ -301,25 +301,28 @@ def _modules(root: Path, part: str) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def stdlib(split: Split, part: Literal["library", "tests"] = "library") -> Documents:
+def stdlib(split: Split, part: Literal["library", "tests"] = "library", share: float = 0.1) -> Documents:
     """The source of Python's own standard library, one module a sample: `text` and `name`.
 
-    About 9 MB of code; which modules there are depends on the version of Python. A tenth, by their names, is
-    the test split.
+    About 9 MB of code; which modules there are depends on the version of Python. A share of them, by their names, is
+    the test split: a larger one holds all of a smaller one.
 
     Args:
         split: train or test.
         part: the library itself, or its tests where the installation has them.
+        share: how much is held out for testing.
 
-    Raises Missing where Python is installed without its sources.
+    Raises Missing where Python is installed without its sources, UsageError for a share that is none.
     """
+    if not 0 < share < 1:
+        raise UsageError(f"stdlib(share={share!r}): a share is above 0 and below 1")
     if part not in ("library", "tests"):
         raise unknown("part of stdlib", part, ("library", "tests"))
     root = Path(sysconfig.get_paths()["stdlib"])
     names = _modules(root, part)
     if not names:
         raise Missing(f"{root}: this Python has no sources of its {part} there; install one from python.org or conda")
-    return Documents(root, [name for name in names if held_out(name) == (split == "test")], _read_source)
+    return Documents(root, [name for name in names if held_out(name, share) == (split == "test")], _read_source)
 
 
 def pydoc_topics(split: Split) -> Tensors:

@@ -47,11 +47,11 @@ def test_float64_and_the_names_without_prefix(tmp_path: Path) -> None:
         assert_close(ours(tokens(3, 29)), theirs(tokens(3, 29)).logits, relative=1e-9)
 
 
-def copy_exactly(ours: nn.Module, theirs: nn.Module) -> None:
+def copy_exactly(ours: nn.Module, theirs: nn.Module, family: str = "gpt2") -> None:
     """The reference's float64 values: `create` has rounded them to our float32."""
     from jingdu.weights.tables import tables
 
-    table, state = tables("gpt2")["transformers"], theirs.state_dict()
+    table, state = tables(family)["transformers"], theirs.state_dict()
     for name, value in ours.state_dict().items():
         entry = table.from_ours(name)
         value.copy_(entry.transform.load([state[key] for key in entry.theirs])[0])

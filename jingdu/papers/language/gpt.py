@@ -24,7 +24,7 @@ Differs from the paper in:
 import ast
 import textwrap
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ from jingdu.data.draws import Draws, permutation
 from jingdu.data.embedded import stdlib
 from jingdu.engine.contracts import Recipe, Stage, System
 from jingdu.engine.training import open_source
-from jingdu.errors import UsageError
+from jingdu.errors import Missing, UsageError
 from jingdu.metrics.classification import Accuracy
 from jingdu.nn import each
 from jingdu.papers.language.bpe import read_tokenizer
@@ -328,33 +328,42 @@ def take_up(network: nn.Module, trained: nn.Module) -> None:
 
 # Labelled text for the laptop -------------------------------------------------------------------------
 
-PACKAGES = ("asyncio", "email", "http", "importlib", "multiprocessing", "unittest", "urllib", "xml")
+SHARE = 0.3
+"""Of the library's modules that are held out, from the task and from what is read before it."""
+PACKAGES = ("asyncio", "concurrent", "email", "idlelib", "importlib", "multiprocessing", "urllib", "xml")
 """Packages of the standard library, whose functions are told apart."""
 
 
 def snippets(
-    split: Literal["train", "test"], tokenizer: str, length: int = 96, labelled: int = 200, fold: int = 0
+    split: Literal["train", "test"],
+    tokenizer: str,
+    length: int = 96,
+    labelled: int = 200,
+    tested: int = 240,
+    fold: int = 0,
 ) -> Tensors:
     """Functions of the standard library, and which of eight packages each is from: `tokens`, `mask`, `label`.
 
-    The test split has functions of modules that `stdlib` holds out too, so no network has read them before.
+    The test split has functions of modules that `stdlib(share=0.3)` holds out, so that a network which has read its train
+    split has not read them.
 
     Args:
-        split: `labelled` functions of the other modules, as many of each package; or test functions.
-        tokenizer: the data whose tokenizer is used: "bpe.tokens(of='stdlib', vocabulary=2048)".
+        split: `labelled` functions of the other modules, or `tested` ones of those; as many of each package.
+        tokenizer: the data whose tokenizer is used: "bpe.tokens(of='stdlib(share=0.3)', vocabulary=2048)".
         length: tokens that a function is cut to.
         labelled: how many functions there are to learn from.
-        fold: which ones these are.
+        tested: how many there are to be tested on, the same for every fold.
+        fold: which ones there are to learn from.
+
+    Raises Missing where Python is installed without one of the packages.
     """
     words = open_source(tokenizer, "train", Stage()).tokenizer
-    documents = stdlib(split)
-    functions: list[list[str]] = [[] for _ in PACKAGES]
-    rows = [i for i, name in enumerate(documents.names) if name.partition("/")[0] in PACKAGES]
-    for row in rows:
-        found = documents.batch(np.array([row]), Draws(0, 0, [row]))
-        functions[PACKAGES.index(found["name"][0].partition("/")[0])] += list(_functions(found["text"][0]))
-    order = [permutation(fold, label, len(texts)) for label, texts in enumerate(functions)]
-    each_class = labelled // len(PACKAGES) if split == "train" else None
+    functions = _by_package(split)
+    each_class = (labelled if split == "train" else tested) // len(PACKAGES)
+    for name, texts in zip(PACKAGES, functions, strict=True):
+        if len(texts) < each_class:
+            raise Missing(f"this Python has {len(texts)} functions of {name} for the {split} split, not {each_class}")
+    order = [permutation(fold if split == "train" else 0, label, len(f)) for label, f in enumerate(functions)]
     chosen = [(texts[i], label) for label, texts in enumerate(functions) for i in order[label][:each_class]]
     sequences = [single(words.encode(text, disallowed=())[: length - 2], words.n_vocab)[0] for text, _ in chosen]
     tokens = torch.zeros(len(chosen), 1, length, dtype=torch.int64)
@@ -364,6 +373,18 @@ def snippets(
     data = Tensors({"tokens": tokens, "mask": mask, "label": torch.tensor([label for _, label in chosen])}, PACKAGES)
     data.tokenizer = words
     return data
+
+
+@cache
+def _by_package(split: Literal["train", "test"]) -> list[list[str]]:
+    """All functions of each of the packages."""
+    documents = stdlib(split, share=SHARE)
+    rows = [i for i, name in enumerate(documents.names) if name.partition("/")[0] in PACKAGES]
+    found = documents.batch(np.array(rows), Draws(0, 0, rows))
+    functions: list[list[str]] = [[] for _ in PACKAGES]
+    for name, text in zip(found["name"], found["text"], strict=True):
+        functions[PACKAGES.index(name.partition("/")[0])] += _functions(text)
+    return functions
 
 
 def _functions(source: str) -> Iterator[str]:
@@ -376,8 +397,8 @@ def _functions(source: str) -> Iterator[str]:
                 yield textwrap.dedent("\n".join(lines[body[0].lineno - 1 : body[-1].end_lineno]))
 
 
-_TOKENS = "bpe.tokens(of='stdlib', vocabulary=2048, length=128)"
-_SMALL = "vocabulary=2048, width=128, layers=4, heads=4, context=128, dropout=0.0, marks=3"
+_TOKENS = f"bpe.tokens(of='stdlib(share={SHARE})', vocabulary=2048, length=128)"
+_SMALL = "vocabulary=2048, width=128, layers=4, heads=4, context=128, dropout=0.0"
 
 recipes = {
     "laptop": Recipe(
@@ -398,7 +419,7 @@ recipes = {
             Stage(
                 name="fine-tuning",
                 system="gpt.FineTuning(start='pre-training')",
-                networks={"network": f"gpt1({_SMALL}, classes=8)"},
+                networks={"network": f"gpt1({_SMALL}, marks=3, classes=8)"},
                 data=f'gpt.snippets(tokenizer="{_TOKENS}", length=96)',
                 batch_size=16,
                 steps=150,
