@@ -39,6 +39,7 @@ from jingdu.data.base import Batch, Tensors
 from jingdu.data.draws import Draws, permutation
 from jingdu.data.embedded import stdlib
 from jingdu.engine.contracts import Recipe, Stage, System
+from jingdu.engine.loop import load_system
 from jingdu.engine.training import open_source
 from jingdu.errors import Missing, UsageError
 from jingdu.metrics.classification import Accuracy
@@ -269,7 +270,8 @@ class FineTuning(System):
         auxiliary: lambda of Equation 5; the paper's is 0.5.
         choices: the sequences are answers to choose from; else their states are added.
         frozen: train the task's linear layer alone, on the states of a network that stays as it is.
-        start: the name of an earlier stage whose network is gone on with; None begins from nothing.
+        start: the name of an earlier stage, or the folder of a run, whose network is gone on with; None begins from
+            nothing.
         previous: the finished stages, by name.
     """
 
@@ -283,9 +285,10 @@ class FineTuning(System):
         self.network, self.auxiliary, self.choices = network, auxiliary, choices
         self.accuracy = Accuracy()
         if start is not None:
-            if start not in (previous or {}):
-                raise UsageError(f"no earlier stage {start!r}: there are {sorted(previous or {})}")
-            take_up(network, (previous or {})[start].network)
+            stages = previous or {}
+            if start not in stages and not Path(start).is_dir():
+                raise UsageError(f"no earlier stage {start!r}, and no run folder: there are {sorted(stages)}")
+            take_up(network, (stages[start] if start in stages else load_system(Path(start))).network)
         if frozen:
             network.requires_grad_(False)
             network.head.requires_grad_(True)
