@@ -13,6 +13,8 @@ from jingdu.papers.language.gpt import PACKAGES, recipes
 
 READING, TASK = recipes["laptop"].stages
 READING_STEPS, TASK_STEPS = 600, 150
+FEW = "bpe.tokens(of='pydoc_topics', vocabulary=300, length=16)"
+"""Text for smoke runs."""
 ARMS = {
     "fine-tuned": "pre-trained,\nfine-tuned",
     "without-auxiliary": "the same without\nthe second aim",
@@ -48,7 +50,7 @@ def _task(fold: int, budget: int, **options: Any) -> Stage:
 def pre_training_helps(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     """One network that has read, four ways to learn the task."""
     steps = lab.budget(full=(READING_STEPS, TASK_STEPS), smoke=(2, 2))
-    small = lab.budget(full={}, smoke={"networks": {"network": _narrow(READING)}, "batch_size": 4})
+    small = lab.budget(full={}, smoke={"networks": {"network": _narrow(READING)}, "batch_size": 4, "data": FEW})
     read = lab.train(READING, seed, steps=steps[0], **small)
     lab.curve("reading", *read.series("loss"), "step", "loss (nats a token)")
     start = str(read.folder)
@@ -64,7 +66,8 @@ def pre_training_helps(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
         # A linear layer alone needs larger steps; 5e-3 is the best of 5e-4, 5e-3 and 5e-2 in a run before.
         changes = {"lr": 5e-3} if arm == "frozen" else {}
         if lab.smoke:
-            changes |= {"networks": {"network": _narrow(stage)}, "batch_size": 4}
+            data = Call.parse(stage.data).with_arguments(tokenizer=FEW, labelled=16, tested=16)
+            changes |= {"networks": {"network": _narrow(stage)}, "batch_size": 4, "data": str(data)}
         run = lab.train(stage, seed, **changes)
         values[arm] = {"error": run.metrics["error"], "loss": run.metrics["loss"]}
         lab.curve(arm, *run.series("error"), "step", "training error")
@@ -81,7 +84,7 @@ def draw_errors(figure: Any, outcome: Outcome) -> None:
     """Errors of the four ways beside the loss while reading."""
     figure.set_size_inches(9.5, 4.2)
     left, right = figure.subplots(1, 2, width_ratios=(1.9, 1))
-    for place, ((arm, label), colour) in enumerate(zip(ARMS.items(), (0, 5, 2, 1), strict=True)):
+    for place, (arm, colour) in enumerate(zip(ARMS, (0, 5, 2, 1), strict=True)):
         errors = 100 * np.asarray(outcome.values[arm]["error"])
         left.bar(place, errors.mean(), width=0.62, color=PALETTE[colour], alpha=0.85)
         left.scatter(np.full(len(errors), place), errors, s=16, color="white", edgecolors=PALETTE[colour], zorder=3)

@@ -121,12 +121,14 @@ def larger_is_better(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     count = lab.budget(full=(QUESTIONS, SUMMARIES), smoke=(7, 3))
     asked: list[tuple[list[int], list[int]]] = []
     for name, (width, layers) in sizes.items():
-        network = f"gpt2(vocabulary=2048, width={width}, layers={layers}, heads={width // 8 // 2}, context={CONTEXT}, dropout=0.0)"
-        if lab.smoke:
-            network = network.replace(f"heads={width // 8 // 2}", "heads=2")
+        heads = max(width // 16, 2)
+        network = (
+            f"gpt2(vocabulary=2048, width={width}, layers={layers}, heads={heads}, context={CONTEXT}, dropout=0.0)"
+        )
         run = lab.train(
             STAGE, seed, networks={"network": network}, steps=lab.budget(full=STEPS, smoke=2),
             batch_size=lab.budget(full=16, smoke=2),
+            data=lab.budget(full=STAGE.data, smoke="bpe.tokens(of='pydoc_topics', vocabulary=300, length=16)"),
         )  # fmt: skip
         words, model = _words(), run.system.network
         asked = asked or questions(words, count[0], seed)
