@@ -129,13 +129,27 @@ def evaluate(
     if data is not None:
         if data.endswith(".txt") and Path(data).is_file():  # all of it: nothing is trained on it here
             data = str(Call("text", {"path": data, "share": 1}))
-        stage = dataclasses.replace(stage, eval_data=data)
+        stage = dataclasses.replace(stage, eval_data=_as_trained(data, stage, system))
         _check_classes(stage, system)
     if batch_size is not None:
         stage = dataclasses.replace(stage, batch_size=batch_size)
     if hasattr(system, "to"):
         system.to(place)
     return evaluate_system(system, stage, place)
+
+
+def _as_trained(data: str, stage: Stage, system: Any) -> str:
+    """Text data for a network over tokens, through the data function that it was trained by and its own tokenizer."""
+    call = Call.parse(stage.data)
+    paper = call.name.partition(".")[0]
+    if paper == call.name or "of" not in call.arguments or data.startswith(f"{paper}."):
+        return data
+    tokenizer = origin_of(getattr(system, next(iter(stage.networks)))).tokenizer
+    if tokenizer is None:
+        raise UsageError(
+            "these weights have no tokenizer beside them: give --data with one, as the paper's recipe does"
+        )
+    return str(call.with_arguments(of=data, vocabulary=str(tokenizer)))
 
 
 def _check_classes(stage: Stage, system: Any) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from jingdu.data.draws import Draws, permutation
 from jingdu.data.embedded import stdlib
+from jingdu.engine.training import open_source
 from jingdu.lab import Lab, Outcome, Test, claim
 from jingdu.lab.style import PALETTE
 from jingdu.papers.language.gpt2 import recipes
@@ -119,7 +120,9 @@ def larger_is_better(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     values = {}
     sizes = lab.budget(full=SIZES, smoke={name: (8 + 8 * i, 1) for i, name in enumerate(SIZES)})
     count = lab.budget(full=(QUESTIONS, SUMMARIES), smoke=(7, 3))
-    asked: list[tuple[list[int], list[int]]] = []
+    data = lab.budget(full=STAGE.data, smoke="bpe.tokens(of='pydoc_topics', vocabulary=300, length=16)")
+    words = open_source(data, "train", STAGE).tokenizer
+    asked = questions(words, count[0], seed)
     for name, (width, layers) in sizes.items():
         heads = max(width // 16, 2)
         network = (
@@ -128,10 +131,9 @@ def larger_is_better(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
         run = lab.train(
             STAGE, seed, networks={"network": network}, steps=lab.budget(full=STEPS, smoke=2),
             batch_size=lab.budget(full=16, smoke=2),
-            data=lab.budget(full=STAGE.data, smoke="bpe.tokens(of='pydoc_topics', vocabulary=300, length=16)"),
+            data=data,
         )  # fmt: skip
-        words, model = _words(), run.system.network
-        asked = asked or questions(words, count[0], seed)
+        model = run.system.network
         with torch.no_grad():
             values[name] = {
                 "loss": run.metrics["loss"],
@@ -142,13 +144,6 @@ def larger_is_better(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
             }
         lab.curve(name, *run.series("loss"), "step", "loss (nats a token)")
     return values
-
-
-@cache
-def _words() -> Any:
-    from jingdu.engine.training import open_source
-
-    return open_source(STAGE.data, "train", STAGE).tokenizer
 
 
 @larger_is_better.figure

@@ -118,3 +118,5 @@ def test_what_does_not_fit_is_said(run: Path, capsys: pytest.CaptureFixture[str]
     assert "top-p is 2" in capsys.readouterr().err
     assert main(["eval", "gpt2", "--weights", str(run)]) == 0
     assert "bits_per_byte" in capsys.readouterr().out
+    assert main(["eval", "gpt2", "--weights", str(run), "--data", str(run.parent / "text.txt"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["perplexity"] > 1
