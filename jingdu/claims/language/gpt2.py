@@ -125,9 +125,8 @@ def larger_is_better(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     asked = questions(words, count[0], seed)
     for name, (width, layers) in sizes.items():
         heads = max(width // 16, 2)
-        network = (
-            f"gpt2(vocabulary=2048, width={width}, layers={layers}, heads={heads}, context={CONTEXT}, dropout=0.0)"
-        )
+        sizes_of = f"width={width}, layers={layers}, heads={heads}, context={CONTEXT}"
+        network = f"gpt2(vocabulary={words.n_vocab}, {sizes_of}, dropout=0.0)"
         run = lab.train(
             STAGE, seed, networks={"network": network}, steps=lab.budget(full=STEPS, smoke=2),
             batch_size=lab.budget(full=16, smoke=2),
