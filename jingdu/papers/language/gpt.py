@@ -401,7 +401,7 @@ def _functions(source: str) -> Iterator[str]:
 
 
 _TOKENS = f"bpe.tokens(of='stdlib(share={SHARE})', vocabulary=2048, length=128)"
-_SMALL = "vocabulary=2048, width=128, layers=4, heads=4, context=128, dropout=0.0"
+_SMALL = "vocabulary=2048, width=96, layers=3, heads=4, context=128, dropout=0.0"
 
 recipes = {
     "laptop": Recipe(
