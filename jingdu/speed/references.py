@@ -132,7 +132,18 @@ def _transformers_resnet(model: Any) -> tuple[str, dict[str, Any]]:
     return "ResNetForImageClassification", {**sizes, "layer_type": kind, **more}
 
 
-_TRANSFORMERS: Mapping[str, Callable[[Any], tuple[str, dict[str, Any]]]] = {"resnet": _transformers_resnet}
+def _transformers_decoder(model: Any) -> dict[str, Any]:
+    """What GPT2Config and OpenAIGPTConfig call the sizes of a GPT; dropout off, as in ours for inference."""
+    width = model.words.weight.shape[1]
+    sizes = {"n_embd": width, "n_layer": len(model.blocks), "n_head": model.heads, "n_positions": model.context}
+    return {**sizes, "vocab_size": model.vocabulary, "bos_token_id": None, "eos_token_id": None}
+
+
+_TRANSFORMERS: Mapping[str, Callable[[Any], tuple[str, dict[str, Any]]]] = {
+    "gpt": lambda model: ("OpenAIGPTLMHeadModel", _transformers_decoder(model)),
+    "gpt2": lambda model: ("GPT2LMHeadModel", _transformers_decoder(model)),
+    "resnet": _transformers_resnet,
+}
 """Family -> from our network, the class of transformers and the values of its configuration."""
 
 

@@ -50,7 +50,7 @@ from jingdu.papers.language.transformer import Cache, attention
 from jingdu.prediction import Prediction, origin_of
 
 __all__ = [
-    "GPT", "MLP", "Block", "CausalSelfAttention", "FineTuning", "build", "complete", "label", "multiple_choice", "pair", "predict",
+    "GPT", "MLP", "Block", "CausalSelfAttention", "FineTuning", "build", "complete", "example", "label", "multiple_choice", "pair", "predict",
     "similarity", "single", "snippets", "take_up", "tokenizer_of",
 ]  # fmt: skip
 
@@ -234,6 +234,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def build(variant: str, **overrides: Any) -> GPT:
     """The network of a variant; overrides are the arguments of `GPT`."""
     return GPT(**{**VARIANTS[variant], **overrides})
+
+
+def example(variant: str, batch: int) -> Int64[Tensor, "batch time"]:
+    """Tokens of the network's vocabulary, as a bench feeds it: 128 of each row."""
+    size = {**{"vocabulary": 40478}, **VARIANTS[variant]}["vocabulary"]
+    return torch.randint(size, (batch, 128), generator=torch.Generator().manual_seed(0))
 
 
 # Tasks as sequences (Sec. 3.3, Fig. 1) ----------------------------------------------------------------

@@ -34,7 +34,7 @@ from jingdu.papers.language.rnn import Choose, greedy, sample
 from jingdu.papers.language.transformer import Cache
 from jingdu.prediction import Prediction
 
-__all__ = ["GPT2", "PreNormBlock", "build", "predict", "sampler", "top_k", "top_p"]
+__all__ = ["GPT2", "PreNormBlock", "build", "example", "predict", "sampler", "top_k", "top_p"]
 
 
 # The network (Sec. 2.3) -------------------------------------------------------------------------------
@@ -107,6 +107,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def build(variant: str, **overrides: Any) -> GPT2:
     """The network of a variant; overrides are the arguments of `GPT2`."""
     return GPT2(**{**VARIANTS[variant], **overrides})
+
+
+def example(variant: str, batch: int) -> Int64[Tensor, "batch time"]:
+    """Tokens of the network's vocabulary, as a bench feeds it: 128 of each row."""
+    size = {**{"vocabulary": 50257}, **VARIANTS[variant]}["vocabulary"]
+    return torch.randint(size, (batch, 128), generator=torch.Generator().manual_seed(0))
 
 
 # Sampling (openai/gpt-2, src/sample.py) ---------------------------------------------------------------
