@@ -47,8 +47,8 @@ from .text import Streams, Symbols, Text, read_corpus, streams, windows
 from .training import Stateful, Translation
 
 __all__ = [
-    "LEXICON", "TEMPLATES", "Cell", "Choose", "Conditioned", "EncoderDecoder", "Generator", "Hidden", "LanguageModel",
-    "Layer", "ManyToMany", "ManyToOne", "RNNCell", "Recurrent", "State", "Stateful", "Step", "Streams", "Symbols",
+    "LEXICON", "TEMPLATES", "Cell", "Conditioned", "EncoderDecoder", "Generator", "Hidden", "LanguageModel",
+    "Layer", "ManyToMany", "ManyToOne", "RNNCell", "Recurrent", "State", "Stateful", "Streams", "Symbols",
     "Text", "Translation", "build", "continue_text", "generate", "greedy", "language_model", "masked_nats", "predict",
     "read_corpus", "recurrent", "sample", "scan", "sentences", "steps", "streams", "windows", "xor",
 ]  # fmt: skip
