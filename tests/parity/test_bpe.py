@@ -29,6 +29,7 @@ from jingdu.papers.language.bpe import (
     read_texts,
     read_tokenizer,
     split,
+    write_json,
 )
 
 regex = pytest.importorskip("regex")
@@ -38,8 +39,11 @@ tokenizers = pytest.importorskip("tokenizers")
 SPACES = "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2003\u2028\u2029\u202f\u205f\u3000\u200b\ufeff"
 WORDS = ["'s", "'S", "'ll", "'LL", "'Ve", "'ſ", "'d ", "'t\n", "’s", "''", "'re'", "👩‍👩‍👧", "🏳️‍🌈", "👍🏽", "e\u0301", "İ", "ß", "Σας",
          "ﬁ", "\x00", "\ufffd", "<|endoftext|>", "naïve", "HTTPServer", "camelCase"]  # fmt: skip
-OLD = [chr(i) for i in range(0x3000) if unicodedata.category(chr(i)) not in ("Cn", "Co")]
-"""Characters that all of the compared libraries know: in later blocks they have other versions of Unicode."""
+OLD = [
+    c for c in map(chr, range(0x3000)) if unicodedata.ucd_3_2_0.category(c) == unicodedata.category(c) not in ("Cn", "Co")
+]  # fmt: skip
+OLD.remove("\u0295")  # a letter that was made small again in Unicode 16
+"""Characters that all of the compared libraries know: they have other versions of Unicode for later ones."""
 
 
 @cache
@@ -118,15 +122,18 @@ def test_ids_are_tiktokens(both: tuple[Tokenizer, Any]) -> None:
 def test_ids_are_tokenizers(both: tuple[Tokenizer, Any]) -> None:
     """Through to_json, and by the fast way, which is the library's."""
     ours, _ = both
-    reference = _library(ours.to_json())
-    texts = corpus()
-    _agree(ours, [text for text in texts if "<|endoftext|>" not in text], reference)
-    fast = ours.encode_batch(texts[:70], disallowed=(), fast=True)
-    assert fast == ours.encode_batch(texts[:70], disallowed=())
-    allowed = ours.encode_batch(texts[:70], allowed="all", fast=True)
-    assert allowed == [reference(text) for text in texts[:70]] != fast
+    reference, texts = _library(ours.to_json()), corpus()[70:120]
+    fast = ours.encode_batch(texts, disallowed=(), fast=True)
+    assert fast == ours.encode_batch(texts, disallowed=())
+    allowed = ours.encode_batch(texts, allowed="all", fast=True)
+    assert allowed == [reference(text) for text in texts] != fast
+
+
+def test_what_is_written_is_read() -> None:
+    ours, _ = pair("gpt2")
     again = Tokenizer(*read_json(ours.to_json()))
-    assert all(again.encode(text, disallowed=()) == ours.encode(text, disallowed=()) for text in texts[:70])
+    assert again.family is ours.family and again.added == ours.added
+    assert all(again.encode(text, disallowed=()) == ours.encode(text, disallowed=()) for text in corpus()[80:110])
 
 
 def test_special_tokens_and_decoding_are_tiktokens(both: tuple[Tokenizer, Any]) -> None:
@@ -155,7 +162,7 @@ def test_offsets_are_tokenizers(both: tuple[Tokenizer, Any]) -> None:
     """And the starts are tiktoken's."""
     ours, theirs = both
     reference = tokenizers.Tokenizer.from_str(ours.to_json())
-    for text in corpus()[:60]:
+    for text in corpus()[90:110]:
         ids, offsets = ours.encode_with_offsets(text, "all")
         found = reference.encode(text, add_special_tokens=False)
         assert ids == found.ids and offsets == found.offsets
@@ -181,7 +188,7 @@ def test_pieces_are_regexs(family: str) -> None:
             found = [part for part in parts if part]
         return iter(found)
 
-    for text in mixed(4000):
+    for text in mixed(2000):
         assert split(text, FAMILIES[family]) == list(pieces(text))
 
 
@@ -214,21 +221,20 @@ def test_merges_are_those_of_their_trainer(family: str) -> None:
     ours, fast = (fit(texts, 1500, family, fast=fast) for fast in (False, True))
     assert ours.model.pairs() == fast.model.pairs() and ours.model.vocabulary == fast.model.vocabulary
     assert ours.special == fast.special == {"<|endoftext|>": 1499}
-    _agree(ours, texts, _library(fast.to_json()))
+    _agree(ours, texts, _library(write_json(fast.model, {})))
 
 
-@pytest.mark.parametrize("old", [True, False])
-def test_wordpiece_is_tokenizers(old: bool, tmp_path: Any) -> None:
-    """Characters that are newer than the library's Unicode are cut otherwise: those texts have none."""
-    texts = [*mixed(4000, old=True), *read_texts("pydoc_topics", "test")]
-    lower = old
-    ours = fit(texts, 1300, "bert" if lower else "bert_cased", special=("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))
+@pytest.mark.parametrize("lower", [True, False])
+def test_wordpiece_is_tokenizers(lower: bool, tmp_path: Any) -> None:
+    texts = [*mixed(2000, old=True), *read_texts("pydoc_topics", "test")]
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    ours = fit(texts, 2300, "bert" if lower else "bert_cased", special=special)
     names = [token.decode() for _, token in sorted(ours.tokens.items())]
     (tmp_path / "vocab.txt").write_text("\n".join(names), "utf-8", newline="\n")
     reference = tokenizers.BertWordPieceTokenizer(str(tmp_path / "vocab.txt"), lowercase=lower)
     read = read_tokenizer(tmp_path, "bert" if lower else "bert_cased")
     assert read.special == ours.special
-    for text in mixed(4000, old=True)[::-1] + read_texts("pydoc_topics", "train")[:20]:
+    for text in [*mixed(2000, old=True), *read_texts("pydoc_topics", "train")[:9]]:
         found = reference.encode(text, add_special_tokens=False)
         ids, offsets = read.encode_with_offsets(text)
         assert ids == found.ids == read.encode(text) == _library(read.to_json())(text) and offsets == found.offsets
@@ -237,10 +243,8 @@ def test_wordpiece_is_tokenizers(old: bool, tmp_path: Any) -> None:
 def test_normalisation_is_tokenizers() -> None:
     for lower, name in ((True, "bert"), (False, "bert_cased")):
         reference = tokenizers.normalizers.BertNormalizer(lowercase=lower)
-        newer = {c for c in OLD if unicodedata.category(c) in ("Mn", "Cf") and ord(c) > 0x7F0}
         for character in OLD:
-            if character not in newer and ord(character) not in (0x1734, 0x1C89):
-                assert normalise(character, FAMILIES[name]) == reference.normalize_str(character), hex(ord(character))
+            assert normalise(character, FAMILIES[name]) == reference.normalize_str(character), hex(ord(character))
 
 
 def test_berts_vocabulary() -> None:
@@ -272,7 +276,7 @@ def test_gpt1s_kind_is_tokenizers(tmp_path: Any) -> None:
     reference.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     reference.decoder = tokenizers.decoders.BPEDecoder(suffix="</w>")
     json_reference = _library(ours.to_json())
-    for text in [*mixed(4000, old=True), *read_texts("pydoc_topics", "train")[:20]]:
+    for text in [*mixed(2000, old=True), *read_texts("pydoc_topics", "train")[:9]]:
         found = reference.encode(text)
         ids, offsets = ours.encode_with_offsets(text)
         assert ids == found.ids == ours.encode(text) == json_reference(text) and offsets == found.offsets

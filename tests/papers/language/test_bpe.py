@@ -43,7 +43,7 @@ from jingdu.papers.language.bpe import (
     tokens,
 )
 from jingdu.papers.language.bpe.merges import symbols_of
-from jingdu.papers.language.bpe.split import normalise_aligned, split_spans
+from jingdu.papers.language.bpe.pieces import normalise_aligned, split_spans
 
 BYTES = [name for name, family in FAMILIES.items() if family.alphabet == "bytes"]
 TEXT = (
@@ -285,8 +285,9 @@ def test_offsets_of_characters_and_words() -> None:
     ) == "Löwest"
     assert ids == tokenizer.encode(text, allowed=["[CLS]"])
     gpt = fit(TEXTS, 90, "gpt", special=("<unk>",))
-    ids, offsets = gpt.encode_with_offsets("lowest Ω")if gpt.model.unknown is not None else gpt.encode_with_offsets("lowest")  # fmt: skip
-    assert offsets[0][0] == 0 and offsets[-1][1] == 6
+    ids, offsets = gpt.encode_with_offsets("lowest Ωc")
+    assert ids[-2] == gpt.special["<unk>"] and offsets[0][0] == 0 and offsets[-2:] == [(7, 8), (8, 9)]
+    assert ids == gpt.encode("lowest Ωc") and "<unk>" in gpt.decode(ids)
 
 
 # Special tokens ------------------------------------------------------------------------------------
@@ -545,7 +546,7 @@ def test_tokens_of_files_and_their_ends(folder: Path, tmp_path: Path, monkeypatc
                              ({"length": 10**6}, "too few for a window")):  # fmt: skip
         with pytest.raises(UsageError, match=message):
             tokens("train", of, vocabulary=str(tmp_path), **{"length": 5, **options})
-    monkeypatch.setattr("jingdu.papers.language.bpe.tokens.open_data", lambda *_: Tensors({"label": [0, 1]}))
+    monkeypatch.setattr("jingdu.papers.language.bpe.windows.open_data", lambda *_: Tensors({"label": [0, 1]}))
     with pytest.raises(UsageError, match="digits has no text"):
         tokens("train", "digits")
 

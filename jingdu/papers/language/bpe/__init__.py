@@ -22,15 +22,15 @@ Differs from the paper in:
 - Equally frequent pairs: the paper takes any. Here the one with smaller ids is first, as in the tokenizers library.
 - </w> is part of a word's last symbol, as in the released code since version 0.2, and not a symbol of its own.
 - The family `gpt` takes BERT's words (clean, small letters, no accents), as transformers does, in place of GPT-1's own
-  from spaCy and ftfy: English prose gives nearly the same ids.
+  from spaCy and ftfy, which cut contractions otherwise (`is n't`, where it is `isn ' t` here).
 - No joint vocabulary of two languages (Sec. 3.2): give the texts of both to one `fit`.
 - SentencePiece (Kudo and Richardson 2018, arXiv 1808.06226) takes text with its white space as one piece, spelled with
   the meta-space U+2581 after NFKC, and unknown characters by their bytes, as LLaMA's 32,000 merges do; its unigram
   model prunes a large vocabulary by EM and takes the most probable spelling (Viterbi), or samples one. LLaMA's
   tokenizer.json is read; unigram models are not.
 
-Reading order: `split` (text to pieces), `merges` (learning and encoding), `wordpiece`, `added` (special tokens),
-`tokenizer` (all of it together), `interchange` and `files` (published vocabularies), `learning` (from texts), `tokens`
+Reading order: `pieces` (cutting text), `merges` (learning and encoding), `wordpiece`, `added` (special tokens),
+`tokenizer` (all of it together), `interchange` and `files` (published vocabularies), `learning` (from texts), `windows`
 (data for language models).
 """
 
@@ -46,9 +46,9 @@ from .files import read_parts
 from .interchange import read_json, write_json
 from .learning import END, Learning, count_pieces, empty, fit
 from .merges import Merges, byte_characters, learn
-from .split import FAMILIES, Cut, Family, compile_pattern, family_of, normalise, split
+from .pieces import FAMILIES, Cut, Family, compile_pattern, family_of, normalise, split
 from .tokenizer import Tokenizer, read_tokenizer
-from .tokens import Windows, encode_documents, read_texts, tokenizer_for, tokens
+from .windows import Windows, encode_documents, read_texts, tokenizer_for, tokens
 from .wordpiece import WordPiece
 
 __all__ = [
@@ -63,7 +63,7 @@ def build(variant: str = "bpe", family: str = "gpt2", special: Sequence[str] = (
 
     Args:
         variant: bpe.
-        family: how text is cut (`split.FAMILIES`).
+        family: how text is cut (`FAMILIES`).
         special: its special tokens.
     """
     return empty(family, special)

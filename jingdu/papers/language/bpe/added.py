@@ -22,7 +22,7 @@ class Added:
     strip_right: bool = False
 
 
-def _pattern(tokens: Mapping[str, Added]) -> "re.Pattern[str]":
+def _any_of(tokens: Mapping[str, Added]) -> "re.Pattern[str]":
     """Longer names first, so that none hides another."""
     names = sorted(tokens, key=lambda name: (-len(name), name))
     parts = [
@@ -53,7 +53,7 @@ def find_added(
     at = 0
     if found:
         names = sorted(found, key=lambda name: (-len(name), name))
-        for match in _pattern(found).finditer(text):
+        for match in _any_of(found).finditer(text):
             if match.start() > at:
                 yield at, match.start(), None
             yield match.start(), match.end(), found[names[match.lastindex - 1]].id

@@ -12,7 +12,7 @@ from jingdu.errors import BadInput, Missing, Refused, UsageError
 from .added import Added
 from .interchange import HIGHEST_ID, Model, check_ids, read_json, token_bytes
 from .merges import Merges, byte_characters
-from .split import FAMILIES, Family, family_of
+from .pieces import FAMILIES, Family, family_of
 from .wordpiece import WordPiece
 
 Parts = tuple[Model, dict[str, Added], str | None]
@@ -23,12 +23,12 @@ LARGEST = 256 << 20
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("encoder_bpe_40000.json", "vocab_40000.bpe"))
 """Names of a vocabulary's ids and of its merges: Hugging Face's, GPT-2's, GPT-1's."""
 
-_CL100K = {"<|endoftext|>": 100257, "<|fim_prefix|>": 100258, "<|fim_middle|>": 100259, "<|fim_suffix|>": 100260,
+_GPT4_SPECIAL = {"<|endoftext|>": 100257, "<|fim_prefix|>": 100258, "<|fim_middle|>": 100259, "<|fim_suffix|>": 100260,
            "<|endofprompt|>": 100276}  # fmt: skip
 KNOWN_RANKS: dict[int, tuple[str, Mapping[str, int]]] = {
     50256: ("gpt2", {"<|endoftext|>": 50256}),
     50280: ("gpt2", {"<|endoftext|>": 50256}),  # p50k: Codex; more runs of spaces
-    100256: ("cl100k", _CL100K),
+    100256: ("cl100k", _GPT4_SPECIAL),
     199998: ("o200k", {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}),
 }
 """Published tables of ranks, which do not name their family and special tokens, by how many ranks they have."""
@@ -75,7 +75,7 @@ def _run(path: Path) -> Parts:
     return (*read_json(text), text)
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > LARGEST:
             raise BadInput(path, f"larger than {LARGEST:,} bytes")
@@ -90,7 +90,7 @@ def _file(path: Path, family: Family | None) -> Parts:
     for ids, merges in PAIRS:
         if path.name in (ids, merges):
             return _pair(path.with_name(ids), path.with_name(merges), family)
-    text = _text(path)
+    text = _read_text(path)
     if path.name == "vocab.txt":
         return _vocabulary(path, text, family)
     if text.lstrip().startswith("{"):
@@ -128,7 +128,7 @@ def _ranks(text: str, family: Family | None) -> Parts:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(_text(path))
+        return json.loads(_read_text(path))
     except (ValueError, RecursionError) as error:
         raise BadInput(path, f"no readable JSON ({error})") from None
 
@@ -148,7 +148,7 @@ def _pair(ids: Path, merges: Path, family: Family | None) -> Parts:
         if by_bytes and ended:
             raise UsageError(f"{ids}: bytes with </w> are of no family that is known here: give family=")
         family = FAMILIES["gpt2" if by_bytes else "gpt"]
-    lines = _text(merges).split("\n")
+    lines = _read_text(merges).split("\n")
     pairs = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or (number == 1 and line.startswith("#version")):

@@ -14,7 +14,7 @@ from jingdu.errors import Refused
 
 from .added import Added
 from .merges import Merges, byte_characters, character_bytes
-from .split import BERT_WORDS, CHANGES, FAMILIES, FORMS, GPT2, MARK, META, UNCASED, Cut, Family
+from .pieces import BERT_WORDS, CHANGES, FAMILIES, FORMS, GPT2, MARK, META, UNCASED, Cut, Family
 from .wordpiece import WordPiece
 
 Model = Merges | WordPiece
@@ -25,7 +25,7 @@ HIGHEST_ID = 1 << 24
 # Writing -------------------------------------------------------------------------------------------
 
 
-def _text(token: bytes, family: Family) -> str:
+def _token_text(token: bytes, family: Family) -> str:
     """A token as the file spells it."""
     if family.alphabet == "characters":
         return token.decode()
@@ -86,7 +86,7 @@ def _decoder(family: Family) -> dict[str, Any]:
 def write_json(model: Model, added: Mapping[str, Added]) -> str:
     """A vocabulary as tokenizer.json, which the tokenizers library reads and gives equal ids with."""
     family = model.family
-    vocabulary = {_text(token, family): number for token, number in model.vocabulary.items()}
+    vocabulary = {_token_text(token, family): number for token, number in model.vocabulary.items()}
     vocabulary |= {name: token.id for name, token in added.items()}
     vocabulary = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
     body: dict[str, Any]
@@ -97,7 +97,7 @@ def write_json(model: Model, added: Mapping[str, Added]) -> str:
             "max_input_chars_per_word": model.longest, "vocab": vocabulary,
         }  # fmt: skip
     else:
-        names = {number: _text(token, family) for token, number in model.vocabulary.items()}
+        names = {number: _token_text(token, family) for token, number in model.vocabulary.items()}
         unknown = next((name for name, number in vocabulary.items() if number == model.unknown), None)
         body = {
             "type": "BPE", "dropout": None, "unk_token": unknown,
@@ -122,16 +122,16 @@ def write_json(model: Model, added: Mapping[str, Added]) -> str:
 # Reading -------------------------------------------------------------------------------------------
 
 
-def _steps(table: Mapping[str, Any] | None, many: str) -> list[Mapping[str, Any]]:
+def _members(table: Mapping[str, Any] | None, many: str) -> list[Mapping[str, Any]]:
     """The members of a sequence, or the one step, or none."""
     if table is None:
         return []
     if table["type"] == "Sequence":
-        return [step for part in table[many] for step in _steps(part, many)]
+        return [step for part in table[many] for step in _members(part, many)]
     return [table]
 
 
-def _pattern(table: Mapping[str, str]) -> str:
+def _regex_of(table: Mapping[str, str]) -> str:
     """A pattern, with its line ends written as they are in ours."""
     found = table["Regex"] if "Regex" in table else re.escape(table["String"])
     return found.replace("\r", r"\r").replace("\n", r"\n")
@@ -139,7 +139,7 @@ def _pattern(table: Mapping[str, str]) -> str:
 
 def _normal(table: Mapping[str, Any] | None) -> tuple[str | tuple[str, str], ...]:
     found: list[str | tuple[str, str]] = []
-    for step in _steps(table, "normalizers"):
+    for step in _members(table, "normalizers"):
         match step["type"]:
             case "BertNormalizer":
                 lower = bool(step["lowercase"])
@@ -149,7 +149,7 @@ def _normal(table: Mapping[str, Any] | None) -> tuple[str | tuple[str, str], ...
             case "Lowercase":
                 found.append("lower")
             case "Replace":
-                found.append((_pattern(step["pattern"]), step["content"]))
+                found.append((_regex_of(step["pattern"]), step["content"]))
             case "Prepend":
                 found.append((r"\A(?=\s|\S)", step["prepend"]))
             case name if name in FORMS:
@@ -162,14 +162,14 @@ def _normal(table: Mapping[str, Any] | None) -> tuple[str | tuple[str, str], ...
 def _cuts(table: Mapping[str, Any] | None) -> tuple[tuple[Cut, ...], bool]:
     """The cuts, and whether text becomes bytes after them."""
     found, by_bytes = [], False
-    for step in _steps(table, "pretokenizers"):
+    for step in _members(table, "pretokenizers"):
         match step["type"]:
             case "Split":
                 behaviour, invert = step["behavior"], bool(step.get("invert"))
                 if behaviour not in ("Isolated", "Removed"):
                     raise Refused(f"the pre-tokenizer Split with the behavior {behaviour} is not known")
                 keep = "all" if behaviour == "Isolated" else "matches" if invert else "gaps"
-                found.append(Cut(_pattern(step["pattern"]), keep))
+                found.append(Cut(_regex_of(step["pattern"]), keep))
             case "ByteLevel":
                 if step.get("add_prefix_space"):
                     raise Refused("the pre-tokenizer ByteLevel with add_prefix_space is not known")
@@ -228,12 +228,12 @@ def read_json(text: str, name: str = "file") -> tuple[Model, dict[str, Added]]:
     Raises Refused for text that is none, or asks for what is not known here.
     """
     try:
-        return _read(json.loads(text), name)
+        return _read_table(json.loads(text), name)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Refused(f"no tokenizer.json that can be read ({type(error).__name__}: {error})") from None
 
 
-def _read(table: Mapping[str, Any], name: str) -> tuple[Model, dict[str, Added]]:
+def _read_table(table: Mapping[str, Any], name: str) -> tuple[Model, dict[str, Added]]:
     body, family = table["model"], _family(table, name)
     added = {
         token["content"]: Added(token["id"], token["special"], token["lstrip"], token["rstrip"])

@@ -12,7 +12,7 @@ from jingdu.errors import UsageError, need_extra
 from .added import Added
 from .interchange import read_json, write_json
 from .merges import Merges, byte_characters, learn
-from .split import Family, family_of, normalise, split
+from .pieces import Family, family_of, normalise, split
 from .tokenizer import Tokenizer
 from .wordpiece import WordPiece
 

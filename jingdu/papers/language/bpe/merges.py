@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from jingdu.errors import UsageError
 
-from .split import Family, Span
+from .pieces import Family, Span
 
 Pair = tuple[int, int]
 

@@ -11,7 +11,7 @@ from .added import Added, Names, find_added
 from .files import read_parts
 from .interchange import Model, read_json, write_json
 from .merges import Merges
-from .split import META, Family, Span, normalise, normalise_aligned, split, split_spans
+from .pieces import META, Family, Span, normalise, normalise_aligned, split, split_spans
 
 ENDS = ("<|endoftext|>", "<｜end▁of▁sentence｜>", "<|end_of_text|>", "</s>", "<EOT>", "[SEP]")
 """Special tokens that end a document, in the order in which they are looked for."""

@@ -5,7 +5,7 @@ Wu et al. 2016 (arXiv 1609.08144, Sec. 4.1) and BERT's released tokenization.py.
 
 from collections.abc import Mapping
 
-from .split import Family, Span
+from .pieces import Family, Span
 
 LONGEST = 100
 """Characters of a word; a longer one is unknown as a whole."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt32
 
 from jingdu.data import Preprocess, open_data
 from jingdu.data.base import Batch, Data
@@ -34,7 +34,7 @@ class Windows:
 
     classes = None
 
-    def __init__(self, ids: np.ndarray, tokenizer: Tokenizer, length: int, fixed: bool):
+    def __init__(self, ids: UInt32[np.ndarray, " row"], tokenizer: Tokenizer, length: int, fixed: bool):
         self.ids, self.tokenizer, self.length, self.fixed = ids, tokenizer, length, fixed
         sizes = np.zeros(tokenizer.n_vocab, dtype=np.int64)
         for number, text in tokenizer.spelled.items():
@@ -115,7 +115,7 @@ def _key(*parts: object) -> str:
 def tokenizer_for(of: str, vocabulary: int | str, family: str = "gpt2", special: tuple[str, ...] = (END,)) -> Tokenizer:
     """The tokenizer of a path, or one that is learnt from the train split of `of` (see `tokens`)."""
     if not isinstance(vocabulary, int):
-        return _read(str(Path(vocabulary).expanduser()))
+        return _from_path(str(Path(vocabulary).expanduser()))
     texts = read_texts(of, "train")
     name = f"vocabularies/{_key(_digest(texts), vocabulary, family, special)}.json"
     made = kept(name, lambda: fit(texts, vocabulary, family, special).to_json().encode())
@@ -123,7 +123,7 @@ def tokenizer_for(of: str, vocabulary: int | str, family: str = "gpt2", special:
 
 
 @cache
-def _read(path: str) -> Tokenizer:
+def _from_path(path: str) -> Tokenizer:
     return read_tokenizer(path)
 
 
@@ -134,7 +134,7 @@ def _parsed(text: bytes) -> Tokenizer:
 
 def encode_documents(
     of: str, split: Split, tokenizer: Tokenizer, end: int | None
-) -> tuple[np.ndarray, Int64[np.ndarray, " documents"]]:
+) -> tuple[UInt32[np.ndarray, " row"], Int64[np.ndarray, " documents"]]:
     """All documents as one row of ids, `end` after each, and where in it each document ends.
 
     Special tokens in the text are text like any other. Documents whose encoding the cache holds are not encoded again.
