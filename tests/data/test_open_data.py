@@ -81,10 +81,11 @@ def test_crop_needs_image_files():
 
 def test_every_embedded_set_opens_by_its_name(tmp_path):
     (tmp_path / "a.txt").write_text("one line\n" * 30)
-    (tmp_path / "b.txt").write_text("une ligne\n" * 30)
-    one, other = str(tmp_path / "a.txt"), str(tmp_path / "b.txt")
-    specs = {name: name for name in EMBEDDED} | {"text": f"text(path={one!r})"}
-    specs["parallel"] = f"parallel(source={one!r}, target={other!r})"
+    specs = {name: name for name in EMBEDDED} | {"text": f"text(path={str(tmp_path / 'a.txt')!r})"}
+    pair = [tmp_path / "line.txt", tmp_path / "ligne.txt"]
+    for path in pair:
+        path.write_text("\n".join(f"{path.stem} {i}" for i in range(30)))
+    specs["parallel"] = f"parallel(source={str(pair[0])!r}, target={str(pair[1])!r}, share=0.5)"
     for name, spec in specs.items():
         for split in ("train", "test"):
             data = open_data(spec, split, Preprocess())
