@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jingdu import __version__, canon
-from jingdu.errors import Interrupted, JingduError, UsageError, unknown
+from jingdu.errors import Interrupted, JingduError, Refused, UsageError, is_out_of_memory, unknown
 
 VERBS = {
     "list": "the papers of the library",
@@ -61,6 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if is_out_of_memory(error):
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            print(f"jingdu: out of memory ({first}): give it more, or less at a time (--batch-size, fewer or smaller "
+                  "inputs)", file=sys.stderr)  # fmt: skip
+            return Refused.exit_code
         print(f"jingdu: a fault of ours, please report it ({type(error).__name__}: {error}); --debug shows where",
               file=sys.stderr)  # fmt: skip
         return 1

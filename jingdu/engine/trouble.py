@@ -18,17 +18,15 @@ from torch import Tensor
 
 from jingdu.engine.checkpoint import newest_checkpoint, verify, write_checkpoint
 from jingdu.engine.state import read_tree, tree_bytes
-from jingdu.errors import JingduError, Refused, TrainingFailed
+from jingdu.errors import JingduError, Refused, TrainingFailed, is_out_of_memory
 from jingdu.limits import MEMORY_SHARE, TROUBLE_KEPT
-
-_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "memory object")
 
 
 def explain(training: Any, folder: Path, error: Exception) -> JingduError | None:
     """The error to raise instead of `error`, if it is of a kind that is known here."""
     if isinstance(error, FloatingPointError):
         return _not_finite(training, folder, error)
-    if isinstance(error, MemoryError) or any(text in str(error).lower() for text in _MEMORY):
+    if is_out_of_memory(error):
         return _out_of_memory(training, folder, error)
     return None
 

@@ -173,13 +173,18 @@ def fake_limit(training: Any, samples: int, where: str, step: int) -> None:
     training.system.register_forward_hook(after)
 
 
+def allow(room: int) -> None:
+    """From now on this process may have only `room` bytes more than it has (RLIMIT_AS)."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + room, resource.RLIM_INFINITY))
+
+
 def real_limit(training: Any, room: int, step: int) -> None:
-    """From step `step` on this process may have only `room` bytes more than it has then (RLIMIT_AS)."""
+    """`allow` from the beginning of step `step` on."""
 
     def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if training.step >= step:
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (used + room, resource.RLIM_INFINITY))
+            allow(room)
             handle.remove()
 
     handle = training.system.register_forward_pre_hook(before)

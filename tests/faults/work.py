@@ -185,7 +185,11 @@ def bad(family: str, out: str, changes: dict[str, Any], where: str, value: str, 
 
 
 def short(family: str, out: str, fault: dict[str, Any], changes: dict[str, Any]) -> int:
-    """Train, or go on, with too little memory: `faulty.fake_limit` or `faulty.real_limit`, by its arguments."""
+    """Train, or go on, with too little memory: `faulty.fake_limit` or `faulty.real_limit`, by its arguments; without
+    a step there is too little to begin with."""
+    if "step" not in fault:
+        faulty.allow(**fault)
+        return run(family, out, resume=True, **changes)
     begin = engine_training.Training.__init__
 
     def limited(self: engine_training.Training, *arguments: Any, **options: Any) -> None:
