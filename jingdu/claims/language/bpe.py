@@ -136,8 +136,11 @@ def draw_sizes(figure: Any, outcome: Any) -> None:
     axis.minorticks_off()
     axis.set(xlabel="tokens in the vocabulary", ylabel="bytes a token", ylim=(0, None))
     lost = sum(int(measures["lost"][0]) for measures in outcome.values.values())
-    whole = " + ".join(f"{int(measures['strings'][0]):,} {name}" for name, measures in outcome.values.items())
-    axis.set_title(f"{whole}, encoded and decoded\nwith each of five vocabularies: {lost} changed")
+    numbers = [f"{int(measures['strings'][0]):,}" for measures in outcome.values.values()]
+    axis.set_title(
+        f"{numbers[0]} files, {numbers[1]} strings of random bytes and {numbers[2]} of random characters,\n"
+        f"encoded and decoded with each of five vocabularies: {lost} changed"
+    )
 
 
 # Published vocabularies ----------------------------------------------------------------------------
@@ -201,10 +204,9 @@ def draw_published(figure: Any, outcome: Any) -> None:
     axis.barh(range(len(names)), lengths, color=PALETTE[: len(names)], height=0.6)
     for place, name in enumerate(names):
         measures = outcome.values[name]
-        text = f"{lengths[place]:.2f}: {measures['different'][0]:.0f} of {measures['files'][0]:.0f} files differ from tiktoken's ids"
-        axis.annotate(
-            text, (0, place), xytext=(8, 0), textcoords="offset points", va="center", color="white", weight="bold"
-        )
+        text = f"{lengths[place]:.2f}; {measures['different'][0]:.0f} of {measures['files'][0]:.0f} files differ from tiktoken"
+        axis.annotate(text, (lengths[place], place), xytext=(6, 0), textcoords="offset points", va="center")
+    axis.set_xlim(0, 1.75 * max(lengths))
     axis.set_yticks(range(len(names)), [NAMES[name] for name in names])
     axis.invert_yaxis()
     axis.grid(False, axis="y")
