@@ -42,14 +42,14 @@ from jingdu.prediction import Prediction, origin_of
 from .elman import LEXICON, TEMPLATES, sentences, xor
 from .generation import Choose, Generator, State, generate, greedy, sample, steps
 from .models import Conditioned, EncoderDecoder, LanguageModel, ManyToMany, ManyToOne, masked_nats
-from .scan import Cell, Hidden, Layer, Recurrent, RNNCell, Step, scan
+from .scan import Cell, Hidden, Layer, Recurrent, RNNCell, scan
 from .text import Streams, Symbols, Text, read_corpus, streams, windows
 from .training import Stateful, Translation
 
 __all__ = [
     "LEXICON", "TEMPLATES", "Cell", "Conditioned", "EncoderDecoder", "Generator", "Hidden", "LanguageModel",
     "Layer", "ManyToMany", "ManyToOne", "RNNCell", "Recurrent", "State", "Stateful", "Streams", "Symbols",
-    "Text", "Translation", "build", "continue_text", "generate", "greedy", "language_model", "masked_nats", "predict",
+    "Text", "Translation", "build", "continue_text", "generate", "greedy", "language_model", "many_to_one", "masked_nats", "predict",
     "read_corpus", "recurrent", "sample", "scan", "sentences", "steps", "streams", "windows", "xor",
 ]  # fmt: skip
 
@@ -72,6 +72,11 @@ def language_model(
     return LanguageModel(inner, vocabulary, embedding)
 
 
+def many_to_one(inputs: int, hidden: int, outputs: int, **options: Any) -> ManyToOne:
+    """One output after the whole sequence; `options` are those of `recurrent`."""
+    return ManyToOne(recurrent(inputs, hidden, **options), outputs)
+
+
 VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
     # torch.nn.RNN(100, 128)
     "rnn_cell_100_128": (recurrent, {"inputs": 100, "hidden": 128}),
@@ -79,11 +84,13 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "rnn_xor": (language_model, {"vocabulary": 2, "hidden": 16}),
     "rnn_letters": (language_model, {"vocabulary": 26, "hidden": 128}),
     "rnn_words": (language_model, {"vocabulary": 31, "hidden": 150}),
+    # Ours, to compare with an LSTM of 64 cells and as many parameters
+    "rnn_adding": (many_to_one, {"inputs": 2, "hidden": 130, "outputs": 1}),
 }
 
 
 def build(variant: str, **overrides: Any) -> nn.Module:
-    """The network of a variant; overrides are the arguments of `recurrent` or `language_model`."""
+    """The network of a variant; overrides are the arguments of its function in this module."""
     make, arguments = VARIANTS[variant]
     return make(**{**arguments, **overrides})
 

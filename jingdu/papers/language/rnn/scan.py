@@ -87,20 +87,18 @@ class Cell(nn.Module):
         hidden: size of h.
         gates: how many maps.
         biases: vectors a map: 2, one beside each matrix, as in torch; 1, as papers write it; or 0.
+        output: size of what the next step sees, where it is not h itself.
     """
 
-    states = 1
-    """Tensors in the state."""
-
-    def __init__(self, inputs: int, hidden: int, gates: int = 1, biases: int = 2):
+    def __init__(self, inputs: int, hidden: int, gates: int = 1, biases: int = 2, output: int | None = None):
         super().__init__()
         if min(inputs, hidden) < 1 or biases not in (0, 1, 2):
             raise UsageError(
                 f"a cell of inputs={inputs}, hidden={hidden}, biases={biases}: give sizes from 1; 0 to 2 biases"
             )
-        self.inputs, self.hidden, self.gates, self.biases = inputs, hidden, gates, biases
+        self.inputs, self.hidden, self.gates, self.output = inputs, hidden, gates, output or hidden
         self.weight_ih = nn.Parameter(torch.empty(gates * hidden, inputs))
-        self.weight_hh = nn.Parameter(torch.empty(gates * hidden, hidden))
+        self.weight_hh = nn.Parameter(torch.empty(gates * hidden, self.output))
         self.bias_ih = nn.Parameter(torch.empty(gates * hidden)) if biases else None
         self.bias_hh = nn.Parameter(torch.empty(gates * hidden)) if biases == 2 else None
         self.initialise()
@@ -113,7 +111,7 @@ class Cell(nn.Module):
     @property
     def sizes(self) -> tuple[int, ...]:
         """The size of each tensor of the state; the first is the output's."""
-        return (self.hidden,) * self.states
+        return (self.output,)
 
     @property
     def bias(self) -> Tensor | None:
