@@ -363,6 +363,13 @@ def test_training_on_images_that_are_too_small_is_explained(tmp_path: Path, caps
     assert "height (axis 2) is 32, wanted 35 or more" in capsys.readouterr().err
 
 
+def test_evaluation_on_other_classes_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "alexnet", "--weights", str(run), "--json"]) == 0
+    assert 0 <= json.loads(capsys.readouterr().out)["error"] <= 1
+    assert main(["eval", "alexnet", "--weights", str(run), "--data", "digits(channels=3)"]) == 4
+    assert "classes ['0', '1'" in capsys.readouterr().err
+
+
 class _Gadget:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, ("touch executed",)
