@@ -45,6 +45,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("use_kernels", [True, False])
 @pytest.mark.parametrize("batch", [5, 1])

@@ -207,7 +207,7 @@ class RNNEncoderDecoder(nn.Module):
         return y.transpose(0, 1), e, Summary(h, state.c)
 
     def logits(
-        self, y: Float[Tensor, "*batch hidden"], e: Float[Tensor, "*batch embedding"], c: Float[Tensor, "*batch hidden"]
+        self, y: Float[Tensor, "*batch hidden"], e: Float[Tensor, "*batch embedding"], c: Float[Tensor, "*whole hidden"]
     ) -> Float[Tensor, "*batch vocabulary"]:
         """The output layer."""
         s = self.from_state(y) + self.from_symbol(e) + self.from_summary(c)

@@ -179,7 +179,7 @@ def test_probabilities_of_all_targets_sum_to_one() -> None:
     for row in rows:
         target = torch.tensor([[start, *row]])
         batch = {"source": torch.tensor([[1, 2]]), "lengths": torch.tensor([2]), "target": target, "mask": target >= 0}
-        total += float(log_probability(model, batch).exp())
+        total += log_probability(model, batch).exp().item()
     assert total == pytest.approx(1, rel=1e-4)
 
 

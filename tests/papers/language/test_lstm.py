@@ -108,7 +108,7 @@ def test_variational_dropout_has_one_mask_for_all_steps(time: int) -> None:
     y = drop(x)
     first = y.select(time, 0)
     assert all(torch.equal(y.select(time, t), first) for t in range(x.shape[time]))
-    assert set(y.unique().tolist()) == {0.0, pytest.approx(1 / 0.6)} and y.mean().item() == pytest.approx(1, abs=0.1)
+    assert y.unique().tolist() == pytest.approx([0.0, 1 / 0.6]) and y.mean().item() == pytest.approx(1, abs=0.1)
     assert drop.eval()(x) is x
 
 
@@ -138,10 +138,10 @@ def test_tied_and_adaptive_models_train() -> None:
     tokens = torch.randint(29, (4, 9), generator=torch.Generator().manual_seed(1))
     for options in ({"tie": True}, {"cutoffs": (5, 17)}, {"projection": 6, "biases": 2, "residual": True}):
         torch.manual_seed(2)
-        model = jingdu.create("lstm_characters", vocabulary=29, hidden=12, layers=2, **options)
+        model = jingdu.create("lstm_characters", vocabulary=29, hidden=16, layers=2, **options)
         optimizer = torch.optim.Adam(model.parameters(), 0.05)
         losses = []
-        for _ in range(30):
+        for _ in range(60):
             nats, _ = model(tokens[:, :-1], None, tokens[:, 1:])
             optimizer.zero_grad()
             nats.mean().backward()
@@ -150,7 +150,7 @@ def test_tied_and_adaptive_models_train() -> None:
             losses.append(nats.mean().item())
         assert losses[-1] < 0.3 * losses[0], options
         logits, state = model(tokens)
-        assert logits.shape == (4, 9, 29) and state[0].shape[-1] == options.get("projection", 12)
+        assert logits.shape == (4, 9, 29) and state[0].shape[-1] == options.get("projection", 16)
         made = generate(model.eval(), [tokens[0, :3], tokens[1, :1]], 5)
         assert [len(row) for row in made] == [5, 5]
 

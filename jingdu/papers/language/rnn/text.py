@@ -69,7 +69,7 @@ class Symbols:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Symbols as text: words with spaces, lines as lines."""
-        found = [self.symbols[i] for i in ids]
+        found = [self.symbols[i] if i < len(self.symbols) else "\ufffd" for i in ids]  # outputs to spare spell nothing
         if self.unit != "words":
             return "".join(found)
         return re.sub(r" ?\n ?", "\n", " ".join("\n" if symbol == END else symbol for symbol in found))
