@@ -179,6 +179,7 @@ def create(name: str, weights: str | Path | None = None, **overrides: Any) -> An
         published=found.paper.weights,
         variant=None if found.by_key else found.variant,
         library=found.library,
+        aliases=found.paper.aliases,
         plain=not found.paper.variants,
     )
     variant = opened.variant if found.by_key and opened.variant else found.variant

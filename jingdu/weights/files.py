@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from jingdu.errors import BadInput, Refused
-from jingdu.weights.limits import DIRECTORY_BYTES, HEADER_BYTES, PICKLE_BYTES, PICKLE_OPCODES
+from jingdu.limits import DIRECTORY_BYTES, HEADER_BYTES, PICKLE_BYTES, PICKLE_OPCODES
+from jingdu.weights.folders import regular
 from jingdu.weights.report import printable
 
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -67,7 +68,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
 def kind_of(path: Path) -> str:
     """safetensors, zip or legacy, by content. Raises BadInput for anything else, with what it is if known."""
     try:
-        size = path.stat().st_size
+        size = regular(path).st_size
         with open(path, "rb") as file:
             head = file.read(64)
     except (OSError, ValueError) as error:

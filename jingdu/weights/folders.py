@@ -1,12 +1,14 @@
 """Folders in the style of transformers and timm: a configuration, and weights in one file or in shards."""
 
 import json
+import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jingdu.errors import BadInput, Missing
-from jingdu.weights.limits import JSON_BYTES
+from jingdu.limits import JSON_BYTES
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -25,10 +27,18 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
 """How text becomes tokens: tokenizers' own file, the two of a BPE, and BERT's list."""
 
 
+def regular(path: Path) -> os.stat_result:
+    """What the system says of a file. Raises OSError for a folder, and for a pipe or a device, which never end."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("it is no regular file")
+    return found
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """An object from a JSON file. Raises BadInput for anything else."""
     try:
-        size = path.stat().st_size
+        size = regular(path).st_size
         if size > JSON_BYTES:
             raise BadInput(path, f"{size:,} bytes are too many for a configuration (at most {JSON_BYTES:,})")
         value = json.loads(path.read_text("utf-8"))

@@ -10,11 +10,11 @@ from torch import nn
 
 from jingdu.data.preprocess import Preprocess
 from jingdu.errors import BadInput, Refused, UsageError
+from jingdu.limits import HUB_SECONDS
 from jingdu.weights.configs import Sizes, preprocess_from, sizes
 from jingdu.weights.download import Say, say_to_stderr
 from jingdu.weights.files import kind_of, read_metadata
 from jingdu.weights.filling import fill, fill_network, load_plain, own_fit, read
-from jingdu.weights.limits import DEADLINE
 from jingdu.weights.sources import Located, locate
 
 
@@ -116,7 +116,7 @@ def open_weights(
     library: str | None = None,
     aliases: Mapping[str, str] | None = None,
     offline: bool | None = None,
-    deadline: float = DEADLINE,
+    deadline: float = HUB_SECONDS,
     say: Say = say_to_stderr,
     plain: bool = False,
 ) -> Weights:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jingdu.errors import Missing, Refused, UsageError
+from jingdu.limits import HUB_SECONDS
 from jingdu.weights.download import Say, fetch_url, is_offline, say_to_stderr
 from jingdu.weights.folders import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, read_json, shard_paths
 from jingdu.weights.hub import hub_folder
-from jingdu.weights.limits import DEADLINE
 
 KINDS = "a file, a folder, a run folder, hf:OWNER/NAME[@revision], URL#sha256=HEX, or default"
 
@@ -69,7 +69,7 @@ def locate(
     published: Sequence[Mapping[str, Any]] = (),
     variant: str | None = None,
     offline: bool | None = None,
-    deadline: float = DEADLINE,
+    deadline: float = HUB_SECONDS,
     say: Say = say_to_stderr,
 ) -> Located:
     """Find the weights of a source on this machine, or fetch them.

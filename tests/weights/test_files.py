@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 import jingdu
 from jingdu.errors import BadInput, Refused
+from jingdu.limits import DIRECTORY_BYTES, PICKLE_OPCODES
 from jingdu.weights import save
 from jingdu.weights.files import kind_of, read_file, read_metadata
-from jingdu.weights.limits import DIRECTORY_BYTES, PICKLE_OPCODES
 from tests.weights import hostile
 
 STATE = {"a.weight": torch.arange(15.0).reshape(3, 5), "a.bias": torch.tensor([1.0, -2.0, 7.0]), "n": torch.tensor(4)}
