@@ -126,11 +126,26 @@ def _transformers_resnet(model: Any) -> tuple[str, dict[str, Any]]:
     stages = [getattr(model, name) for name in model.stages]
     kind = "bottleneck" if stages[0][0].expansion == 4 else "basic"
     more = {"depths": [len(stage) for stage in stages], "num_labels": model.fc.out_features}
+    more["num_channels"] = model.conv1.in_channels
+    if kind == "bottleneck" and len(stages) > 1:
+        more["downsample_in_bottleneck"] = stages[1][0].conv1.stride == (2, 2)
     return "ResNetForImageClassification", {**sizes, "layer_type": kind, **more}
 
 
 _TRANSFORMERS: Mapping[str, Callable[[Any], tuple[str, dict[str, Any]]]] = {"resnet": _transformers_resnet}
 """Family -> from our network, the class of transformers and the values of its configuration."""
+
+
+def transformers_config(family: str, ours: Any) -> tuple[Any, Any]:
+    """transformers' class for a network of ours, and its configuration.
+
+    Raises UsageError where none is known for the family, Missing where transformers is not installed.
+    """
+    if family not in _TRANSFORMERS:
+        raise UsageError(f"no transformers configuration is known for {family}: take torchvision or timm")
+    kind, values = _TRANSFORMERS[family](ours)
+    network = getattr(import_library("transformers"), kind)
+    return network, network.config_class(**values)
 
 
 def build_reference(card: Paper, name: str, ours: Any) -> nn.Module:
@@ -151,14 +166,9 @@ def build_reference(card: Paper, name: str, ours: Any) -> nn.Module:
             return module.models.get_model(theirs, weights=None)
         if library == "timm":
             return module.create_model(theirs)
-        if card.key not in _TRANSFORMERS:
-            raise UsageError(
-                f"no transformers configuration is known for {card.key}: take --against torchvision or timm"
-            )
         module.utils.logging.disable_progress_bar()
-        kind, values = _TRANSFORMERS[card.key](ours)
-        network = getattr(module, kind)
-        return network(network.config_class(**values))
+        network, config = transformers_config(card.key, ours)
+        return network(config)
 
 
 def save_reference(reference: nn.Module, folder: Path) -> Path:

@@ -149,6 +149,59 @@ def _timm_preprocess(config: Config) -> Preprocess | None:
     )
 
 
+def timm_config(
+    name: str, family: str, overrides: Mapping[str, Any], classes: Sequence[str] | None, preprocess: Preprocess | None
+) -> dict[str, Any]:
+    """timm's config.json for a network of ours: what `_timm` reads. `overrides`: of `build`, beyond the architecture's."""
+    config: dict[str, Any] = {"architecture": name}
+    inner: dict[str, Any] = {}
+    theirs = {ours: theirs for theirs, ours in _TIMM[family].arguments.items()} if family in _TIMM else {}
+    arguments = {theirs[key]: value for key, value in overrides.items() if key in theirs}
+    if "num_classes" in arguments:
+        config["num_classes"] = inner["num_classes"] = arguments.pop("num_classes")
+    if preprocess is not None and preprocess.size is not None and preprocess.shorter_side is not None:
+        size, resize = preprocess.size, preprocess.shorter_side
+        share = size / resize
+        inner |= {
+            "input_size": [preprocess.channels, size, size],
+            # Divided, multiplied and rounded down it must be the same shorter side again.
+            "crop_pct": share if math.floor(size / share) == resize else math.nextafter(share, 0),
+            "crop_mode": "center",
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+            "interpolation": preprocess.interpolation,
+        }
+    if arguments:
+        config["model_args"] = arguments
+    if classes is not None:
+        config["label_names"] = list(classes)
+    return {**config, "pretrained_cfg": inner}
+
+
+def preprocessor_of(preprocess: Preprocess | None) -> dict[str, Any] | None:
+    """A transformers preprocessor_config.json: what `preprocess_of` reads. None where transformers has none like it.
+
+    Its crop rounds an odd margin down, and ours as torchvision's to the even pixel: they may lie one pixel apart.
+    """
+    if preprocess is None or preprocess.size is None or preprocess.channels != 3:
+        return None
+    (resample,) = (number for number, name in _RESAMPLE.items() if name == preprocess.interpolation)
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": preprocess.shorter_side},
+        "resample": resample,
+        "do_center_crop": True,
+        "crop_size": {"height": preprocess.size, "width": preprocess.size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+    }
+
+
 def preprocess_of(config: Config | None) -> Preprocess | None:
     """A transformers preprocessor_config.json as a Preprocess; None where it does something else.
 

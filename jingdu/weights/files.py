@@ -14,7 +14,7 @@ import pickletools
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -260,14 +260,31 @@ def save(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, A
             f"{path}: not written, these are keys of a wrapper ({printable(wrapped[0])}): save the network inside "
             "(network.compile() keeps keys clean; .module is inside DataParallel)"
         )
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    # Tensors that share memory are stored apart: a reader gets back every name.
-    content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     header = {"format": "pt"} | ({"jingdu": json.dumps(dict(metadata))} if metadata is not None else {})
+    content = _apart(state)
+    write_aside(Path(path), lambda aside: save_file(content, aside, header))
+
+
+def save_theirs(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write weights under another library's names, as it reads them: safetensors, else by torch.save. Raises Refused."""
+    content = _apart(state)
+    if path.suffix == ".safetensors":
+        write_aside(path, lambda aside: save_file(content, aside, {"format": "pt"}))
+    else:
+        write_aside(path, lambda aside: torch.save(content, aside))
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share memory are stored apart: a reader gets back every name."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
+    """Make one file, whole or not at all: `write` gets another name for it. Raises Refused."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(content, aside, header)
+        write(aside)
         with open(aside, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)

@@ -103,7 +103,7 @@ def locate(
         revision = f"@{folder.name}" if folder.parent.name == "snapshots" else ""
         return _folder(folder, text, text.partition("@")[0] + revision if revision else text, stated)
     if "://" in text:
-        url, digest = _address(text, entry)
+        url, digest = address(text, entry)
         path = fetch_url(url, digest, offline=offline, deadline=deadline, licence=licence or "not stated", say=say)
         return Located(text, "file", path, text, **stated, files={path: None})
     return _local(Path(text), text, say, stated)
@@ -120,7 +120,7 @@ def _published(published: Sequence[Mapping[str, Any]], variant: str | None) -> M
     )
 
 
-def _address(text: str, entry: Mapping[str, Any]) -> tuple[str, str]:
+def address(text: str, entry: Mapping[str, Any]) -> tuple[str, str]:
     """An http(s) address and the sha256 (or, for a published one, the start of it) of its content."""
     url, _, fragment = text.partition("#")
     if not re.match("https?://[^/]", url):
