@@ -17,14 +17,16 @@ PROGRESS_BYTES = 64 << 10
 """Bytes that count as progress: a server that trickles less in `HUB_SECONDS` is given up."""
 ATTEMPTS = 3
 """Connections that may be cut, each after some progress, before a download stops (it can be resumed)."""
-JSON_BYTES = 32 << 20
-"""Largest config.json or index of shards."""
+JSON_BYTES = 16 << 20
+"""Largest config.json or index of shards; an index has some 100 bytes a tensor."""
 HEADER_BYTES = 25_000_000
 """Largest header of a safetensors file (the hub's own limit)."""
 PICKLE_BYTES = 4 << 20
 """Largest pickle stream beside the tensors of a .pth file; 10,000 tensors need about 2 MB."""
 PICKLE_OPCODES = 500_000
 """Most instructions in that stream; a tensor takes about 40. Each can make an object of some 200 bytes."""
+LARGE_NUMBERS = 1000
+"""Most numbers of more than 60 bits in it; a seed is one."""
 DIRECTORY_BYTES = 4 << 20
 """Largest central directory of a .pth archive: about 90,000 entries."""
 GROUP_SECONDS = 60.0

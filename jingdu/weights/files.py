@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from jingdu.errors import BadInput, Refused
-from jingdu.limits import DIRECTORY_BYTES, HEADER_BYTES, PICKLE_BYTES, PICKLE_OPCODES
+from jingdu.limits import DIRECTORY_BYTES, HEADER_BYTES, LARGE_NUMBERS, PICKLE_BYTES, PICKLE_OPCODES
 from jingdu.weights.folders import regular
 from jingdu.weights.report import printable
 
@@ -54,12 +54,11 @@ _ALLOWED = {
     "torch.device",
     "torch.storage.TypedStorage",
     "torch.storage.UntypedStorage",
-    "_codecs.encode",
     "__builtin__.set",
     "builtins.set",
 }
 """What a pickle of tensors and plain values names, beside storage types and dtypes. Narrower than what
-torch itself allows: nothing here makes large objects out of a few bytes."""
+torch itself allows: nothing here makes large objects out of a few bytes, or takes long over them (as a codec may)."""
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
 """Names under which training programs put the weights beside other things."""
@@ -186,10 +185,16 @@ def _check_legacy(path: Path) -> set[int] | None:
 
 def _check_pickle(path: Path, stream: io.BufferedIOBase) -> None:
     """Read through a pickle without running it; refuse what is more than tensors and plain values."""
-    start = stream.tell()
+    start, large = stream.tell(), 0
     for number, (opcode, argument, _) in enumerate(itertools.islice(pickletools.genops(stream), PICKLE_OPCODES + 1)):
         if number == PICKLE_OPCODES or stream.tell() - start > PICKLE_BYTES:
             raise BadInput(path, "it holds too many objects beside its tensors: save the state_dict alone")
+        if isinstance(argument, int) and abs(argument) >= 1 << 60:
+            large += 1  # numbers beyond 61 bits can be made to have one hash, and a dict of them takes for ever
+            if large > LARGE_NUMBERS:
+                raise BadInput(
+                    path, f"it holds more than {LARGE_NUMBERS:,} numbers of over 60 bits: save the state_dict alone"
+                )
         if opcode.name == "GLOBAL":
             name = ".".join(str(argument).split(" "))
             if not (name in _ALLOWED or _is_type_of_torch(name)):

@@ -127,7 +127,7 @@ def export(network: nn.Module, library: str, *, family: str | None = None) -> di
         entry = table.from_ours(key)
         if entry is None and table.ignores(key):
             continue
-        if entry is None or not set(entry.ours) <= set(state):
+        if entry is None or any(name not in state for name in entry.ours):
             raise UsageError(f"{library} has no name for {key}: this network is not one of {library}'s")
         if entry.ours[0] == key:
             theirs = entry.transform.export([state[name].detach() for name in entry.ours])

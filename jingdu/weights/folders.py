@@ -55,7 +55,7 @@ def read_index(path: Path) -> Mapping[str, str]:
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise BadInput(path, "it has no weight_map from tensors to files")
     for name in set(shards.values()):
-        if name != Path(name).name or "\\" in name or "\0" in name or name in ("", ".", ".."):
+        if os.path.basename(name) != name or "\\" in name or "\0" in name or name in ("", ".", ".."):
             raise BadInput(path, f"it names the shard {name!r}: only files in the same folder are read")
     return shards
 
@@ -70,12 +70,13 @@ def shard_paths(index: Path) -> Mapping[Path, set[str]]:
     allowed = [folder]
     if folder.parent.name == "snapshots":  # the hub library's cache: per repository, and shared by all
         allowed += [folder.parents[1] / "blobs", folder.parents[2] / "blobs"]
-    found: dict[Path, set[str]] = {}
+    keys: dict[str, set[str]] = {}
     for key, name in read_index(index).items():
-        found.setdefault(index.parent / name, set()).add(key)
-    for path in found:
+        keys.setdefault(name, set()).add(key)
+    for name in keys:
+        path = index.parent / name
         if not path.exists():
             raise Missing(f"{path} is not there, but {index.name} names it: fetch all its shards")
         if not any(path.resolve().is_relative_to(place) for place in allowed):
             raise BadInput(path, "this shard is a link that leads out of its folder")
-    return found
+    return {index.parent / name: wanted for name, wanted in keys.items()}
