@@ -22,7 +22,9 @@ from jingdu.weights.filling import fill_network, own_fit
 from jingdu.weights.tables import KEYS, OWN, Fit, tables
 
 FAMILIES = sorted(path.stem for path in KEYS.glob("*.toml"))
-OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {}
+OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    (family, "torch-one-bias"): {"biases": 1} for family in ("rnn", "lstm", "gru")
+}
 """(family, library) -> the arguments of `build` for which a table is meant, where it is not for the variants as they are."""
 
 

@@ -134,6 +134,7 @@ def test_zaremba_start_and_sizes() -> None:
     assert model.recurrent.layers[0].forwards.bias_hh is None
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 def test_tied_and_adaptive_models_train() -> None:
     tokens = torch.randint(29, (4, 9), generator=torch.Generator().manual_seed(1))
     for options in ({"tie": True}, {"cutoffs": (5, 17)}, {"projection": 6, "biases": 2, "residual": True}):
