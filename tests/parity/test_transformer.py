@@ -1,6 +1,8 @@
 """The Transformer against torch.nn's layers and transformers' MarianMTModel, with the same random weights."""
 
 import json
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +109,11 @@ def test_layers_of_torch(norm: str, training: bool, batch: int) -> None:
 
 def test_a_whole_transformer_of_torch() -> None:
     """Pre-norm: with it, ours has the layer norm behind each stack that torch's always has."""
-    theirs = nn.Transformer(
-        WIDTH, HEADS, 2, 3, INNER, dropout=0.0, norm_first=True, batch_first=True, dtype=torch.float64
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that its nested tensors know no pre-norm
+        theirs = nn.Transformer(
+            WIDTH, HEADS, 2, 3, INNER, dropout=0.0, norm_first=True, batch_first=True, dtype=torch.float64
+        )
     randomise_(theirs, torch.Generator().manual_seed(3))
     ours = jingdu.create(
         "transformer", vocabulary=31, width=WIDTH, inner=INNER, heads=HEADS, layers=(2, 3), dropout=0.0, norm="pre", bias=True,
@@ -196,41 +200,35 @@ def test_marian(activation: str, lengths: list[int], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("early", [False, True, "never"])
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 0.6])
-def test_beam_search_of_transformers(early: bool | str, penalty: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ends", [4.0, -1e9])
+def test_beam_search_of_transformers(early: bool | str, penalty: float, ends: float, tmp_path: Path) -> None:
+    """All four hypotheses of each sentence; where none can end, all are cut at the limit in both."""
     until = {False: "likely", True: "enough", "never": "sure"}[early]
-    same = 0
-    for seed in range(3):
+    lengths = set()
+    for seed in range(3 if ends > 0 else 1):
         theirs, ours = marian(tmp_path / str(seed), seed, spread=1.6)
-        theirs.final_logits_bias[0, 0] += 4.0  # so that sentences end
-        ours.logits_bias[0] += 4.0
+        theirs.final_logits_bias[0, 0] = ours.logits_bias[0] = ends
         source = sentences(3, 9, [9, 4, 7], seed)
         expected = theirs.generate(
-            source, attention_mask=(source != 66).long(), num_beams=4, num_return_sequences=4, max_length=25,
-            length_penalty=penalty, early_stopping=early, do_sample=False, bad_words_ids=None,
-            return_dict_in_generate=True, output_scores=True,
+            source, attention_mask=(source != 66).long(), num_beams=4, num_return_sequences=4, max_length=31,
+            length_penalty=penalty, early_stopping=early, do_sample=False, return_dict_in_generate=True, output_scores=True,
         )  # fmt: skip
         found = beam_search(
-            ours.reading(source),
-            [torch.tensor([66])] * 3,
-            24,
-            stop=0,
-            penalty=lambda n: power(n, penalty),
-            best=4,
+            ours.reading(source), [torch.tensor([66])] * 3, 30, stop=0, penalty=partial(power, alpha=penalty), best=4,
             until=until,
-        )
+        )  # fmt: skip
         for row, (sequence, score) in enumerate(zip(expected.sequences, expected.sequences_scores, strict=True)):
             hypothesis = found[row // 4][row % 4]
-            tokens = sequence[1 : 1 + len(hypothesis.tokens)]
+            n = len(hypothesis.tokens)
             assert hypothesis.score == pytest.approx(float(score), rel=1e-4)
-            assert torch.equal(hypothesis.tokens, tokens) and set(sequence[1 + len(tokens) :].tolist()) <= {66}
-            same += len(tokens) < 24
-    assert same > 20  # they ended, and differently
+            assert torch.equal(hypothesis.tokens, sequence[1 : 1 + n]) and (sequence[1 + n :] == 66).all()
+            lengths.add(n)
+    assert len(lengths) > 1 if ends > 0 else lengths == {30}
 
 
 def test_translate_is_generate(tmp_path: Path) -> None:
     theirs, ours = marian(tmp_path, spread=1.6)
-    for bias in (theirs.final_logits_bias[0], ours.logits_bias):
-        bias[0] += 4.0
+    theirs.final_logits_bias[0, 0] = ours.logits_bias[0] = 4.0
     sources = [row[row != 66] for row in sentences(5, 9, [9, 4, 7, 2, 5])]
     found = translate(ours, sources, penalty=power, until="likely")
     for source, best in zip(sources, found, strict=True):

@@ -58,10 +58,10 @@ def written_out(
     for n in range(1, length + 1):
         grown = [(p + q, [*path, token]) for p, path in alive for token, q in enumerate(model.log_p([*prompt, *path]))]
         grown.sort(key=lambda entry: -entry[0])
-        ended += [(p / penalty(n), path) for p, path in grown[:beams] if path[-1] == END]
+        ended += [(p / penalty(n), path) for p, path in grown[:beams] if path[-1] == END or n == length]
         alive = [entry for entry in grown if entry[1][-1] != END][:beams]
     ended.sort(key=lambda entry: -entry[0])
-    return ended[:beams] or [(p / penalty(length), path) for p, path in alive]
+    return ended[:beams]
 
 
 PENALTIES = [gnmt, partial(gnmt, alpha=0.0), power, partial(power, alpha=2.0), partial(power, alpha=-1.0)]

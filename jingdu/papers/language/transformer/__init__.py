@@ -25,8 +25,9 @@ Differs from the paper in:
 - Post-norm with dropout after the sublayers alone is the paper and the first set of hyperparameters in tensor2tensor.
   Its later ones have pre-norm, dropout on attention weights and within the feed-forward networks (0.1 each), 8,000 steps
   of warm-up, and from the third set on b2 = 0.997: `norm="pre"`, `attention_dropout`, `inner_dropout`.
-- In beam search a continuation ends only from among the k most probable, as in fairseq and transformers; tensor2tensor
-  looks for ends among 2k.
+- In beam search a translation ends only from among the k most probable continuations, and at the limit of length all of
+  those count as they stand, as in fairseq and transformers; tensor2tensor looks for ends among 2k, and takes what has
+  not ended only where nothing has.
 - Batches are the same groups of lengths in every epoch, with other members; tensor2tensor fills them as they come.
 
 Reading order: `attention`, `layers`, `positions`, `model`; `search` (beams); `spelling`, `pairs` (text as batches of

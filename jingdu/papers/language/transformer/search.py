@@ -37,7 +37,7 @@ class Hypothesis:
     """A continuation that was found."""
 
     tokens: Int64[Tensor, " length"]
-    """New tokens; the end is the last one where it was reached."""
+    """New tokens; the last one is the end, unless the search had its limit there."""
     log_probability: float
     score: float
     """The log-probability divided by the penalty of the length: what decides."""
@@ -91,7 +91,7 @@ def beam_search(
     Args:
         model: what reads and predicts.
         prompts: at least one token each, on the network's device.
-        length: the most new tokens, of all rows or of each; a beam that has not ended by then counts only where none has.
+        length: the most new tokens, of all rows or of each. A beam that has so many counts as it stands.
         stop: the token that ends a continuation.
         beams: how many live.
         penalty: of the length: `gnmt`, `power`, or `functools.partial(gnmt, alpha=1.0)`.
@@ -129,14 +129,13 @@ def beam_search(
             for rank, (total, at) in enumerate(zip(totals, places, strict=True)):
                 row, token = divmod(at, vocabulary)
                 path = (sentence.paths[row], token)
-                if token != stop:
+                if token == stop or n == sentence.limit:
+                    if rank < beams:
+                        sentence.ended.append((total / penalty(n), total, path))
+                elif len(paths) < beams:
                     paths.append(path)
                     alive.append(total)
                     rows.append(i * live + row)
-                elif rank < beams:
-                    sentence.ended.append((total / penalty(n), total, path))
-                if len(paths) == beams:
-                    break
             sentence.paths, sentence.alive = paths, alive
             sentence.keep(beams)
             if not sentence.is_done(n, beams, best, penalty, until):
@@ -149,7 +148,7 @@ def beam_search(
             state = state.select(tokens.new_tensor(parents))
         tokens, lengths = tokens.new_tensor(chosen)[:, None], None
         living, live = going, beams
-    return [_result(sentence, best, penalty, tokens) for sentence in everyone]
+    return [_result(sentence, best, tokens) for sentence in everyone]
 
 
 def _best(logits: Tensor, before: Tensor, sentences: int, count: int) -> tuple[Tensor, Tensor]:
@@ -158,11 +157,8 @@ def _best(logits: Tensor, before: Tensor, sentences: int, count: int) -> tuple[T
     return total.view(sentences, -1).topk(count)
 
 
-def _result(sentence: _Sentence, best: int, penalty: Penalty, like: Tensor) -> list[Hypothesis]:
-    ended = sentence.ended
-    if not ended:
-        ended = [(p / penalty(sentence.limit), p, path) for p, path in zip(sentence.alive, sentence.paths, strict=True)]
-    return [Hypothesis(like.new_tensor(_spelled(path)), p, score) for score, p, path in ended[:best]]
+def _result(sentence: _Sentence, best: int, like: Tensor) -> list[Hypothesis]:
+    return [Hypothesis(like.new_tensor(_spelled(path)), p, score) for score, p, path in sentence.ended[:best]]
 
 
 def _spelled(path: Any) -> list[int]:
