@@ -1,5 +1,6 @@
 """A picture of what the decoder looks at."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,10 @@ __all__ = ["draw_attention"]
 
 LARGEST_LABELS = 60
 """Tokens on a side from which on their names would hide each other."""
+
+
+def _shown(character: str) -> str:
+    return "\u2423" if character == " " else character if character.isprintable() else "\u00b7"
 
 
 def draw_attention(
@@ -29,6 +34,7 @@ def draw_attention(
     """
     from matplotlib.figure import Figure
 
+    source, target = (["".join(_shown(c) for c in token) for token in tokens] for tokens in (source, target))
     each = min(max(len(source), 6), LARGEST_LABELS) * 0.22 + 0.8
     height = min(max(len(target), 4), LARGEST_LABELS) * 0.22 + 1.2
     figure = Figure(figsize=(each * len(maps), height), layout="constrained")
@@ -42,7 +48,9 @@ def draw_attention(
     figure.supxlabel("source")
     figure.supylabel("translation")
     try:
-        figure.savefig(path, dpi=150)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a letter that the font lacks: it is drawn as a box
+            figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
         raise Refused(f"{path}: the picture cannot be written ({error})") from None
     return path
