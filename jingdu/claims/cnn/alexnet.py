@@ -66,7 +66,10 @@ def best_error(make: Any, strengths: list[float], train: tuple[Any, Any], test: 
         return float(1 - make(best).fit(x, y).score(*test)), best
 
 
-# The margin of 0.7 is the canon's; both were set on 2026-11-25, before the first full run.
+# The margin of 0.7 is the canon's; both were set on 2026-11-25, before the first full run. That run, with a narrower
+# network (0.6 million weights, dropout 0.2, 900 steps), left errors of 2.8, 10.1 and 7.5 %: 0.22 [0.04, 1.23] of HOG's,
+# inconclusive. 2026-11-26: with the recipe as it is now, 3.0, 10.6 and 32.4 %, inconclusive again. What differs between
+# seeds is when a network leaves chance: the cycle ends before the late ones have learned. Margins stand.
 @claim(
     "A network that learns everything from the pixels errs far less than a linear classifier on hand-made features.",
     source="Table 1, Sec. 6",
@@ -75,7 +78,7 @@ def best_error(make: Any, strengths: list[float], train: tuple[Any, Any], test: 
         Test("alexnet.error", "pixels.error", below=0.7, ratio=True, about="at most 0.7 of those of softmax on pixels"),
     ),
     seeds=3,
-    minutes=6.0,
+    minutes=8.0,
     about="Which of eight shapes is the largest, in 4,000 cluttered scenes of 64x64 pixels instead of 1.2 million "
     "photographs; a network of 0.7 million weights; histograms of oriented gradients and a linear SVM in the place of "
     "SIFT and Fisher vectors. All see the same images, other ones under each seed; the strengths of the SVM's and the "
@@ -150,12 +153,14 @@ def _train_error(system: Any, data: str) -> float:
 
 
 # Set on 2026-11-25, before the first full run: 3 points of the difference between test and training error.
+# 2026-11-26: that run has the sign under all seeds, and is inconclusive: under seed 0 the network with dropout and
+# augmentation was far from done (29 % training error), and its gap nearly as large as the other's.
 @claim(
     "Without dropout and augmentation the network overfits: the gap between its test and training error is larger.",
     source="Sec. 4.1, 4.2",
     tests=(Test("neither.gap", "both.gap", above=0.03, about="a gap larger by 3 points without either"),),
     seeds=3,
-    minutes=6.0,
+    minutes=8.0,
     about="1,000 scenes to learn from, so that there is something to overfit. Both networks start from the same "
     "weights and see the same images for the same number of steps; one with shifts, mirror images, the shift of "
     "colours and a dropout of 0.1, the other without. Both errors are of the finished network on images as they are.",
@@ -206,8 +211,8 @@ def draw_overfitting(figure: Any, outcome: Outcome) -> None:
             middle.plot(test, height, "o", color=colour, zorder=3)
         gap = pairs[1].mean() - pairs[0].mean()
         middle.annotate(
-            f"a gap of {gap:.1f} points", (np.mean([p.mean() for p in pairs]), place + 0.08 * count + 0.1),
-            ha="center", va="bottom", color=colour, weight="bold", fontsize=9.5,
+            f"a gap of {gap:.1f} points", (min(p.min() for p in pairs), place + 0.08 * count + 0.1),
+            ha="left", va="bottom", color=colour, weight="bold", fontsize=9.5,
         )  # fmt: skip
     middle.set_yticks(range(len(arms)), [label for label, _ in arms.values()])
     middle.set_ylim(-0.5, 1.7)
@@ -222,9 +227,9 @@ def draw_overfitting(figure: Any, outcome: Outcome) -> None:
             right.plot(xs, ys, color=colour, linewidth=0.9, alpha=0.4)
         right.plot(curves[0][0], np.mean([ys for _, ys in curves], 0), color=colour, label=label.replace("\n", " "))
     right.set(xlabel="step", ylabel="test loss (nats)")
-    right.set_ylim(bottom=0)
     right.axhline(np.log(SHOWN), color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
     right.annotate("chance", (0.98, np.log(SHOWN)), xycoords=("axes fraction", "data"), ha="right", va="bottom")
     right.set_title("test loss")
-    right.legend(loc="center right")
+    right.set_ylim(0, 2.7)
+    right.legend(loc="upper left")
     figure.suptitle("What dropout and augmentation are for, with 1,000 training images")

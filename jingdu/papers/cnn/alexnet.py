@@ -401,7 +401,8 @@ recipes = {
         ),
         minutes=1.5,
         expect={"error": (0.0, 0.05)},
-        about="a narrow AlexNet tells the largest shape in 4,000 scenes of 64x64 pixels",
+        # Another seed may leave chance later and end far above: three gave 3, 11 and 32 % (claims/cnn/alexnet.py).
+        about="a narrow AlexNet tells the largest shape in 4,000 scenes of 64x64 pixels, under the recipe's own seed",
     ),
     "paper": Recipe(
         stages=(
