@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from jingdu.errors import UsageError, unknown
@@ -22,14 +23,12 @@ class Added:
     strip_right: bool = False
 
 
-def _any_of(tokens: Mapping[str, Added]) -> "re.Pattern[str]":
-    """Longer names first, so that none hides another."""
-    names = sorted(tokens, key=lambda name: (-len(name), name))
-    parts = [
-        (r"\s*" if tokens[name].strip_left else "") + re.escape(name) + (r"\s*" if tokens[name].strip_right else "")
-        for name in names
-    ]
-    return re.compile("|".join(f"({part})" for part in parts))
+@lru_cache(maxsize=256)
+def _any_of(tokens: frozenset[tuple[str, bool, bool]]) -> tuple["re.Pattern[str]", list[str]]:
+    """A pattern of tokens with a group for each, and their names; longer ones first, so that none hides another."""
+    ordered = sorted(tokens, key=lambda token: (-len(token[0]), token[0]))
+    parts = [(r"\s*" if left else "") + re.escape(name) + (r"\s*" if right else "") for name, left, right in ordered]
+    return re.compile("|".join(f"({part})" for part in parts)), [name for name, _, _ in ordered]
 
 
 def find_added(
@@ -44,19 +43,24 @@ def find_added(
     if strange := sorted(wanted - special):
         raise unknown("special token", strange[0], special)
     refused = special - wanted if disallowed == "all" else set(disallowed)
-    if refused and (match := re.search("|".join(map(re.escape, sorted(refused))), text)):
+    pattern, _ = _any_of(frozenset((name, False, False) for name in refused))
+    if refused and (match := pattern.search(text)):
         raise UsageError(
             f"the text has the special token {match[0]!r} at character {match.start()}: allow it, or take it as "
             "text like any other with disallowed=()"
         )
-    found = {name: token for name, token in added.items() if not token.special or name in wanted}
+    found = frozenset(
+        (name, token.strip_left, token.strip_right)
+        for name, token in added.items()
+        if not token.special or name in wanted
+    )
     at = 0
     if found:
-        names = sorted(found, key=lambda name: (-len(name), name))
-        for match in _any_of(found).finditer(text):
+        pattern, names = _any_of(found)
+        for match in pattern.finditer(text):
             if match.start() > at:
                 yield at, match.start(), None
-            yield match.start(), match.end(), found[names[match.lastindex - 1]].id
+            yield match.start(), match.end(), added[names[match.lastindex - 1]].id
             at = match.end()
     if at < len(text):
         yield at, len(text), None
