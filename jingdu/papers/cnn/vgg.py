@@ -187,7 +187,7 @@ class VGG(nn.Module):
         return self.head(F.adaptive_avg_pool2d(self.pooled(x), self.grid).flatten(1))
 
 
-VARIANTS: dict[str, dict[str, Any]] = {
+COLUMNS: dict[str, dict[str, Any]] = {
     # Table 1: columns A, A-LRN, B, C, D, E
     "vgg11": {"blocks": ((3,), (3,), (3, 3), (3, 3), (3, 3))},
     "vgg11_lrn": {"blocks": ((3,), (3,), (3, 3), (3, 3), (3, 3)), "norm": "lrn"},
@@ -199,7 +199,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vgg8_5x5": {"blocks": ((5,),) * 5},
 }
 # torchvision's, with a batch norm after each convolution
-VARIANTS |= {f"{name}_bn": {**VARIANTS[name], "norm": "batch"} for name in ("vgg11", "vgg13", "vgg16", "vgg19")}
+VARIANTS: dict[str, dict[str, Any]] = COLUMNS | {
+    f"{name}_bn": {**COLUMNS[name], "norm": "batch"} for name in ("vgg11", "vgg13", "vgg16", "vgg19")
+}
 
 
 def build(variant: str, **overrides: Any) -> VGG:
