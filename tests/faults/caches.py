@@ -45,7 +45,7 @@ def read_by_embedded() -> int:
     sys.addaudithook(hook)
     for name in EMBEDDED:
         for split in ("train", "test"):
-            reading = f"{name}:{split}" if name != "text" else ""  # the user's own
+            reading = f"{name}:{split}" if name not in ("text", "parallel") else ""  # the user's own
             if reading:
                 _read(reading)
     print(json.dumps(sorted(found.items())))

@@ -225,7 +225,7 @@ def _with(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
 FOREIGN = {
     "resnet": ("resnet20_cifar", {"width": 4, "depths": (1, 1), "num_classes": 10}),
     "alexnet": ("alexnet_one_weird_trick", {"widths": (4, 6, 6, 6, 8, 12, 12), "num_classes": 5}),
-    "vgg": ("vgg11_bn", {"widths": (4, 4, 6, 6, 8, 12, 12), "num_classes": 5}),
+    "vgg": ("vgg11_bn", {"widths": (4, 4, 6, 6, 512, 12, 12), "num_classes": 5}),  # timm's fc6 is of 512 maps
 }
 
 

@@ -62,8 +62,6 @@ COMMANDS = {
     "gan": "gan --steps 40 --save-every 1000 --batch-size 16 --system gan.GAN(samples=40)",
     "alexnet": "alexnet --steps 20 --save-every 1000 --batch-size 4 --override 'widths=(4,6,6,6,8,12,12)' "
     "--data \"scenes(fields=('image', 'label'), count=60, test_count=20)\"",
-    "vgg": "vgg --preset paper --variant vgg11_bn --override 'widths=(4,4,6,6,8)' units=12 --data digits --crop None "
-    "--augment flip --preprocess.size 32 --preprocess.resize 32 --steps 20 --save-every 1000 --batch-size 4",
     "ngram": "ngram --preset english --batch-size 4 --save-every 1000",
 }
 """The same as a user writes it."""

@@ -190,17 +190,20 @@ class GPT(nn.Module):
         tokens: Int64[Tensor, "batch time"],
         mask: Bool[Tensor, "batch time"] | None = None,
         positions: Int64[Tensor, "_ time"] | None = None,
-    ) -> Float[Tensor, "batch time vocabulary"]:
+        states: bool = False,
+    ) -> Float[Tensor, "batch time vocabulary_or_width"]:
         """Logits of the next token at every position.
 
         Args:
             tokens: their numbers.
             mask: False is padding, on either side: no token sees it.
             positions: from 0; by default a token's place among the real ones of its row.
+            states: give what the logits are read from instead.
 
         Raises UsageError for more tokens than positions.
         """
-        return self.logits(self.hidden(tokens, mask, positions))
+        hidden = self.hidden(tokens, mask, positions)
+        return hidden if states else self.logits(hidden)
 
     # Generation: the contract of rnn
 
@@ -301,7 +304,7 @@ class FineTuning(System):
     def _read(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits of the task [batch, classes], and the states that they were read from [batch * sequences, time, width]."""
         tokens, mask = (batch[name].flatten(0, 1) for name in ("tokens", "mask"))
-        hidden = self.network.hidden(tokens, mask)
+        hidden = self.network(tokens, mask, states=True)
         end = mask.long().sum(1) - 1
         states = hidden[torch.arange(len(hidden), device=hidden.device), end].unflatten(0, batch["tokens"].shape[:2])
         states = self.network.dropout(states)
