@@ -9,8 +9,8 @@ from jingdu.speed.peak import Limits, limits, matrix_peak, read_bandwidth
 def test_limits_are_of_this_machine() -> None:
     found = limits()
     assert set(found.peak) == {"float32", "bf16"}
-    # From a slow core's gigaflop to more than any device does in 2026; memory likewise.
-    assert all(1e9 < value < 1e16 for value in found.peak.values())
+    # From an emulated precision on a slow core to more than any device does in 2026; memory likewise.
+    assert all(1e7 < value < 1e16 for value in found.peak.values())
     assert 1e8 < found.bandwidth < 1e14
     assert found.as_json()["units"] == {"peak": "FLOP/s", "bandwidth": "B/s"}
 
