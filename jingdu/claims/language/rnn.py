@@ -190,7 +190,9 @@ def trained_and_not(lab: Lab, seed: int) -> dict[str, tuple[list[str], np.ndarra
     return found
 
 
-# Margins set on 2026-11-25, before the full run. 18 of 29 words are nouns: random neighbours agree in 52 % of cases.
+# Margins set on 2026-11-25, before the full run, but after trials in which neighbours agreed in 97 to 100 % of cases, and in
+# which the tree's first division, the paper's own measure (`word_tree` below), was another one: weaker evidence than a claim
+# that was set blind. 18 of 29 words are nouns: random neighbours agree in 52 % of cases.
 @claim(
     "Trained to predict the next word, hidden states of nouns lie by nouns and of verbs by verbs, which nobody told the network of.",
     source="Fig. 7",
