@@ -10,7 +10,7 @@ reproduce: .venv/bin/jingdu
 	.venv/bin/jingdu reproduce resnet
 
 test: .venv/bin/jingdu
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile  # tests take one thread each
 
 lint: .venv/bin/jingdu
 	.venv/bin/ruff check .

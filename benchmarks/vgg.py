@@ -10,7 +10,7 @@ import jingdu
 from benchmarks.paired import save
 
 
-def cases(library: str, variant: str, rounds: int = 12, batch: int = 4) -> list[dict[str, object]]:
+def cases(library: str, variant: str, rounds: int = 8, batch: int = 4) -> list[dict[str, object]]:
     """The same weights and input in eager float32: inference of one picture and of `batch`, and a training step."""
     return [
         jingdu.bench(variant, library, batch=1, rounds=rounds),

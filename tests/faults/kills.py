@@ -149,7 +149,10 @@ def signals(count: int, numbers: random.Random, folder: Path) -> Iterator[Case]:
         code = child.wait()
         waited, said = time.monotonic() - sent, child.said
         problem = "" if code in (0, 130) and waited <= 5 else f"exit {code} after {waited:.1f} s: {said[-300:]}"
-        if code == 130 and not twice and (out / "log.jsonl").exists():
+        log = out / "log.jsonl"
+        if (
+            code == 130 and not twice and log.exists() and log.stat().st_size
+        ):  # before its first step there is nothing to save
             saved = newest_checkpoint(out)
             problem = problem or (
                 "" if saved and "jingdu train" in said else f"nothing was saved or said: {said[-300:]}"

@@ -109,6 +109,8 @@ def _run(request: dict[str, Any]) -> None:
     try:
         module, _, name = request["call"].partition(":")
         code = getattr(importlib.import_module(f"tests.faults.{module}"), name)(*request["with"]) or 0
+    except KeyboardInterrupt:  # a second signal, after the command has ended: Python itself leaves so
+        code = 130
     except BaseException:
         traceback.print_exc()
     finally:

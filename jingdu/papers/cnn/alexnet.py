@@ -392,7 +392,7 @@ recipes = {
                 preprocess=SCENES,
                 augment=("random_crop", "flip", "alexnet.pca_colour_shift"),
                 batch_size=64,  # with 32 the first third of the run stays at chance
-                steps=600,
+                steps=1200,
                 lr=0.03,
                 schedule="onecycle(rise=0.15)",
                 weight_decay=5e-4,

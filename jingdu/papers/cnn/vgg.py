@@ -128,7 +128,9 @@ class VGG(nn.Module):
 
     def rectified(self, x: Float[Tensor, "batch channels height width"]) -> Iterator[tuple[str, Tensor]]:
         """The rectified outputs of all convolutions, one after the other, and their names: relu1_1 and so on."""
-        x = quick_layout(x)
+        # Large maps of few channels: the kernels of the backward pass are slower with the channels innermost (0.86 times
+        # as fast for vgg11 and four images on two cores), those of the forward pass faster even for one image (1.1).
+        x = x if torch.is_grad_enabled() else quick_layout(x, fewest=1)
         for names in self.convolutions:
             if names is not self.convolutions[0]:
                 x = F.max_pool2d(x, 2)
