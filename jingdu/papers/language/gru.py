@@ -354,7 +354,7 @@ recipes = {
                 networks={"network": "gru_catalogues"},
                 data=f"gru.phrases(languages={ROMANCE}, vocabulary=140, longest=32)",
                 batch_size=64,
-                steps=1000,
+                steps=700,
                 optimizer="adam",
                 lr=2e-3,
                 schedule="cosine",

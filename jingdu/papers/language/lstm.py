@@ -71,7 +71,7 @@ class LSTMCell(Cell):
         peepholes: the gates see the cell, each by a weight of its own: i and f the old one, o the new one.
         projection: h is a linear map of the output to this size, and is what the next step sees.
         cell_clip, projection_clip: c, and the projected h, are kept within these bounds (ELMo's are 3).
-        truncated: gates take h and c as constants (Appendix A.1), so error goes back in time through the cell alone.
+        truncated: gates take h and c as constants (Sec. 4), so error goes back in time through the cell alone.
     """
 
     def __init__(
@@ -330,7 +330,7 @@ VARIANTS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     "lstm_zaremba_large": (language_model, {**PTB, "hidden": 1500, "dropout": 0.65, "spread": 0.04}),
     # Ours: characters of a text, and the adding problem
     "lstm_characters": (language_model, {"vocabulary": 128, "hidden": 192, "layers": 1, "forget_bias": 1.0}),
-    "lstm_adding": (many_to_one, {"inputs": 2, "hidden": 64, "outputs": 1, "forget_bias": 1.0}),
+    "lstm_adding": (many_to_one, {"inputs": 2, "hidden": 64, "outputs": 1, "forget_bias": 4.0}),
 }
 
 
@@ -462,9 +462,9 @@ recipes = {
                 networks={"network": "lstm_adding"},
                 data="lstm.adding(length=100)",
                 batch_size=64,
-                steps=2500,
+                steps=1250,
                 optimizer="adam",
-                lr=1e-3,
+                lr=2e-3,
                 clip=1.0,
             ),
         ),
