@@ -6,4 +6,6 @@ from benchmarks.paired import save
 from benchmarks.rnn import cases
 
 if __name__ == "__main__":
-    save(cases("gru_cell_100_128", nn.GRU, rounds=12), "gru.json")
+    variant = "gru_cell_100_128"
+    rows = cases(variant, nn.GRU, rounds=14) + cases(variant, nn.GRU, rounds=8, hidden=1024, scan=False)
+    save(rows, "gru.json")

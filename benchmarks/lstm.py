@@ -6,4 +6,6 @@ from benchmarks.paired import save
 from benchmarks.rnn import cases
 
 if __name__ == "__main__":
-    save(cases("lstm_cell_100_128", nn.LSTM, rounds=12), "lstm.json")
+    variant = "lstm_cell_100_128"
+    rows = cases(variant, nn.LSTM, rounds=14) + cases(variant, nn.LSTM, rounds=8, hidden=1024, scan=False)
+    save(rows, "lstm.json")

@@ -17,7 +17,9 @@ NETWORKS = {"lstm": "lstm_adding", "rnn": "rnn_adding"}
 BASE: Stage = recipes["adding"].stages[0]
 
 
-# Margins set on 2026-11-25, before the full run: to answer 1, the mean, costs 0.167.
+# Margins set on 2026-11-25, before the full run: to answer 1, the mean, costs 0.167. 2026-11-26, after trials and before the
+# full run: with the forget gate's bias at 1 one seed of two had not learned in 2,500 updates, at Adam's 0.001 or 0.002.
+# A gate of sigmoid(1) = 0.73 keeps 10^-7 of a number for 50 steps, so it starts further open, and the rate is 0.002 for both.
 @claim(
     "Over a lag of a hundred steps an LSTM learns to add two numbers, where a plain recurrent network of as many "
     "parameters learns nothing.",
@@ -28,16 +30,16 @@ BASE: Stage = recipes["adding"].stages[0]
     ),
     seeds=3,
     minutes=9.0,
-    about="64 cells with a forget gate whose bias starts at 1, against 130 tanh units; Adam at 0.001 through all steps, "
-    "batches of 64, 2,500 updates for both. The paper's network has 2 blocks of 2 cells and learns on-line.",
+    about="64 cells with a forget gate whose bias starts at 4, against 130 tanh units; Adam at 0.002 through all steps, "
+    "batches of 64, 1,250 updates for both. The paper's network has 2 blocks of 2 cells and learns on-line.",
 )  # fmt: skip
 def add_at_a_distance(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     """Train both networks on the adding problem; squared error on 2,000 other sequences."""
     values = {}
     for name, network in NETWORKS.items():
         run = lab.train(
-            BASE, seed=seed, networks={"network": network}, steps=lab.budget(full=2500, smoke=2),
-            data=f"lstm.adding(length={lab.budget(full=LENGTH, smoke=6)})",
+            BASE, seed=seed, networks={"network": network},
+            **lab.budget(full={}, smoke={"steps": 2, "data": "lstm.adding(length=6)"}),
         )  # fmt: skip
         lines = [line for line in run.log if "gradient_norm" in line]
         lab.curve(name, [line["step"] for line in lines], [line["loss"] for line in lines], "update", "squared error")
@@ -66,6 +68,7 @@ LAGS = (2, 5, 10, 30, 100, 200)
 CELLS = {
     "lstm": ("lstm_adding", {}),
     "lstm of 1997": ("lstm_adding", {"forget_bias": None}),
+    "lstm, forget bias 1": ("lstm_adding", {"forget_bias": 1.0}),
     "lstm, torch's start": ("lstm_adding", {"forget_bias": 0.0}),
     "rnn": ("rnn_adding", {}),
 }
@@ -93,7 +96,8 @@ def gradient_norm(network: Any, length: int) -> float:
     seeds=5,
     minutes=0.2,
     about="The networks of add_at_a_distance as they start, on its sequences, in double precision. Beside them: the cell of "
-    "1997, whose self-connection is exactly one, and a forget gate that starts near one half as torch's does.",
+    "1997, whose self-connection is exactly one, and forget gates that start at 0.73 (a bias of 1) and near one half, as "
+    "torch's do.",
 )  # fmt: skip
 def error_flow(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     """The gradient at the first hidden state by the number of steps to the loss, before any training."""

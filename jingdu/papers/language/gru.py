@@ -352,9 +352,9 @@ recipes = {
             Stage(
                 system="rnn.Translation",
                 networks={"network": "gru_catalogues"},
-                data=f"gru.phrases(languages={ROMANCE}, vocabulary=140)",
+                data=f"gru.phrases(languages={ROMANCE}, vocabulary=140, longest=32)",
                 batch_size=64,
-                steps=1500,
+                steps=700,
                 optimizer="adam",
                 lr=2e-3,
                 schedule="cosine",

@@ -16,15 +16,15 @@ forget gate lets a cell be emptied, and is what the name means today.
 noise (Tab. 2), where back-propagation through time and real-time recurrent learning fail beyond some ten.
 
 Differs from the paper in:
-- The default is today's cell: a forget gate, and the whole gradient through time. The paper cuts the errors that
-  leave a memory block and keeps those inside its cells; `forget_bias=None` is its cell without forget gates.
+- The default is today's cell: a forget gate, and the whole gradient through time. `forget_bias=None` is the paper's cell
+  without forget gates; `truncated=True` its gradient, which is cut where it leaves a memory block and kept in its cells.
 - Cells are squashed by tanh; the paper's g runs from -2 to 2 and its h from -1 to 1. Blocks have one cell.
 - The gates are stacked in torch's order, i, f, g, o. TensorFlow's is i, g, f, o with 1 added to f: `forget_bias=1`.
 - The adding problem is Le et al.'s (2015, https://arxiv.org/abs/1504.00941): numbers from 0 to 1, all of one length.
 - The language models are Zaremba et al.'s (2014, https://arxiv.org/abs/1409.2329), the projection Sak et al.'s (2014,
   https://arxiv.org/abs/1402.1128), peepholes those of Gers et al. (2002), the same mask at every step Gal and
   Ghahramani's (2016, https://arxiv.org/abs/1512.05287), the adaptive softmax Grave et al.'s (2017,
-  https://arxiv.org/abs/1609.04309).
+  https://arxiv.org/abs/1609.04309), the sampled one Jean et al.'s (2014, https://arxiv.org/abs/1412.2007).
 """
 
 import math
@@ -43,13 +43,21 @@ from jingdu.data.draws import Draws
 from jingdu.engine.contracts import Recipe, Stage, System
 from jingdu.errors import UsageError
 from jingdu.nn import each
-from jingdu.papers.language.rnn import Cell, EncoderDecoder, LanguageModel, ManyToOne, Recurrent, continue_text
+from jingdu.papers.language.rnn import (
+    Cell,
+    EncoderDecoder,
+    LanguageModel,
+    ManyToOne,
+    Recurrent,
+    continue_text,
+    masked_nats,
+)
 from jingdu.papers.language.rnn.scan import Step
 from jingdu.prediction import Prediction
 
 __all__ = [
-    "AdaptiveSoftmax", "Adding", "LSTMCell", "Regression", "VariationalDropout", "adding", "build", "encoder_decoder",
-    "language_model", "many_to_one", "predict", "recurrent",
+    "AdaptiveSoftmax", "Adding", "LSTMCell", "Regression", "SampledSoftmax", "VariationalDropout", "adding", "build",
+    "encoder_decoder", "language_model", "many_to_one", "predict", "recurrent",
 ]  # fmt: skip
 
 
@@ -63,6 +71,7 @@ class LSTMCell(Cell):
         peepholes: the gates see the cell, each by a weight of its own: i and f the old one, o the new one.
         projection: h is a linear map of the output to this size, and is what the next step sees.
         cell_clip, projection_clip: c, and the projected h, are kept within these bounds (ELMo's are 3).
+        truncated: gates take h and c as constants (Sec. 4), so error goes back in time through the cell alone.
     """
 
     def __init__(
@@ -75,6 +84,7 @@ class LSTMCell(Cell):
         projection: int | None = None,
         cell_clip: float | int | None = None,
         projection_clip: float | int | None = None,
+        truncated: bool = False,
     ):
         self.forgets = forget_bias is not None
         super().__init__(inputs, hidden, 4 if self.forgets else 3, biases, projection)
@@ -83,7 +93,7 @@ class LSTMCell(Cell):
         if projection_clip is not None and projection is None:
             raise UsageError("projection_clip bounds a projection: give projection=SIZE too")
         self.forget_bias = forget_bias or 0.0
-        self.cell_clip, self.projection_clip = cell_clip, projection_clip
+        self.cell_clip, self.projection_clip, self.truncated = cell_clip, projection_clip, truncated
         self.weight_peep = nn.Parameter(torch.empty(self.gates - 1, hidden)) if peepholes else None
         self.weight_hr = nn.Parameter(torch.empty(projection, hidden)) if projection else None
         self.initialise()
@@ -111,13 +121,16 @@ class LSTMCell(Cell):
 
         def one(x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
             h, c = state
+            seen = c  # by the gates
+            if self.truncated:
+                h, seen = h.detach(), c.detach()
             parts = torch.addmm(x, h, into).chunk(self.gates, 1)
             i, g, o = parts[0], parts[-2], parts[-1]
             if peep is not None:
-                i = i + peep[0] * c
+                i = i + peep[0] * seen
             kept = c
             if self.forgets:
-                f = parts[1] if peep is None else parts[1] + peep[1] * c
+                f = parts[1] if peep is None else parts[1] + peep[1] * seen
                 kept = f.sigmoid() * c
             c = torch.addcmul(kept, i.sigmoid(), g.tanh())
             if cell_clip is not None:
@@ -134,8 +147,8 @@ class LSTMCell(Cell):
         return one
 
     def kernel(self) -> tuple[Callable[..., Any], list[Tensor]] | None:
-        """torch's LSTM forgets, projects, and knows neither peepholes nor clipping."""
-        if not self.forgets or self.weight_peep is not None or self.cell_clip or self.projection_clip:
+        """torch's LSTM forgets, projects, and knows neither peepholes nor clipping nor the paper's gradient."""
+        if not self.forgets or self.weight_peep is not None or self.cell_clip or self.projection_clip or self.truncated:
             return None
         matrices, biases = self.torch_weights()[:2], self.torch_weights()[2:]
         if biases or self.forget_bias:
@@ -181,6 +194,53 @@ class AdaptiveSoftmax(nn.Module):
         return -self.softmax(y.flatten(0, 1), targets.flatten()).output.view(targets.shape)
 
 
+class SampledSoftmax(nn.Module):
+    r"""A softmax over a large vocabulary that is trained against a sample of it; in evaluation it is a whole one.
+
+    Symbol k of V is drawn with $p_k = \log(1 + 1/(k + 1)) / \log(V + 1)$, Zipf's law, `draws` times, so that it is in the
+    sample with $q_k = 1 - (1 - p_k)^{draws}$. Which of the sample and the target is the target then has the probabilities
+    $\operatorname{softmax}(y_k - \log q_k)$: as in TensorFlow's sampled_softmax_loss, but for the number of draws, there
+    as many as it takes to find so many different symbols.
+
+    Args:
+        inputs: size of what it reads.
+        vocabulary: how many symbols, in the order of their frequency.
+        draws: how many symbols are drawn for a batch; those drawn twice count once.
+    """
+
+    def __init__(self, inputs: int, vocabulary: int, draws: int):
+        super().__init__()
+        if draws < 1:
+            raise UsageError(f"draws={draws}: give 1 or more")
+        self.draws, self.linear = draws, nn.Linear(inputs, vocabulary)
+
+    def forward(self, y: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch vocabulary"]:
+        return self.linear(y)
+
+    def sample(self) -> Int64[Tensor, " samples"]:
+        """The different symbols among `draws` ones."""
+        size, device = self.linear.out_features, self.linear.weight.device
+        k = torch.rand(self.draws, device=device).mul(math.log(size + 1)).exp().long() - 1  # p's inverted sum
+        return k.clamp(max=size - 1).unique()
+
+    def log_included(self, k: Int64[Tensor, "*symbols"]) -> Float[Tensor, "*symbols"]:
+        """log q of these symbols."""
+        p = torch.log1p(1 / (k + 1)) / math.log(self.linear.out_features + 1)
+        return torch.log(-torch.expm1(self.draws * torch.log1p(-p)))
+
+    def nats(
+        self, y: Float[Tensor, "batch time inputs"], targets: Int64[Tensor, "batch time"]
+    ) -> Float[Tensor, "batch time"]:
+        """Cross-entropies of the targets; in training, against a new sample."""
+        if not self.training:
+            return masked_nats(self(y), targets)
+        k, weight, bias = self.sample(), self.linear.weight, self.linear.bias
+        others = F.linear(y, weight[k], bias[k]).float() - self.log_included(k)
+        others = others.masked_fill(targets[..., None] == k, -math.inf)  # the target is there already
+        own = ((y * weight[targets]).sum(-1) + bias[targets]).float() - self.log_included(targets)
+        return torch.cat([own[..., None], others], -1).logsumexp(-1) - own
+
+
 # Networks -------------------------------------------------------------------------------------------
 
 
@@ -211,7 +271,8 @@ def many_to_one(inputs: int, hidden: int, outputs: int, **options: Any) -> ManyT
 
 def language_model(
     vocabulary: int, hidden: int, layers: int = 2, embedding: int | None = None, dropout: float = 0.0,
-    variational: bool = False, tie: bool = False, cutoffs: Sequence[int] = (), spread: float | None = None, **cell: Any,
+    variational: bool = False, tie: bool = False, cutoffs: Sequence[int] = (), draws: int | None = None,
+    spread: float | None = None, **cell: Any,
 ) -> LanguageModel:  # fmt: skip
     """Zaremba et al.'s: embeddings, layers of cells with one bias, a softmax; dropout before and after every layer.
 
@@ -220,7 +281,8 @@ def language_model(
         embedding: size of the embeddings; by default `hidden`.
         dropout, variational: as in `recurrent`, and before the first layer and after the last.
         tie: embeddings and softmax share their matrix.
-        cutoffs: of an adaptive softmax; none is a whole one.
+        cutoffs: of an adaptive softmax.
+        draws: of a sampled softmax. Without this and without cutoffs it is a whole one.
         spread: all weights start uniform on [-spread, spread]; None is torch's start.
         cell: further arguments of `LSTMCell` and `recurrent`.
     """
@@ -228,7 +290,10 @@ def language_model(
         embedding or hidden, hidden, layers, dropout=dropout, variational=variational, **{"biases": 1, **cell}
     )
     drop = (VariationalDropout(dropout, 1) if variational else nn.Dropout(dropout)) if dropout else None
+    if cutoffs and draws:
+        raise UsageError(f"cutoffs={cutoffs}, draws={draws}: a softmax is adaptive or sampled: give one of them")
     output = AdaptiveSoftmax(inner.outputs, vocabulary, cutoffs) if cutoffs else None
+    output = SampledSoftmax(inner.outputs, vocabulary, draws) if draws else output
     model = LanguageModel(inner, vocabulary, embedding or hidden, drop, tie, output)
     if spread is not None:
         for parameter in model.parameters():
@@ -265,7 +330,7 @@ VARIANTS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     "lstm_zaremba_large": (language_model, {**PTB, "hidden": 1500, "dropout": 0.65, "spread": 0.04}),
     # Ours: characters of a text, and the adding problem
     "lstm_characters": (language_model, {"vocabulary": 128, "hidden": 192, "layers": 1, "forget_bias": 1.0}),
-    "lstm_adding": (many_to_one, {"inputs": 2, "hidden": 64, "outputs": 1, "forget_bias": 1.0}),
+    "lstm_adding": (many_to_one, {"inputs": 2, "hidden": 64, "outputs": 1, "forget_bias": 4.0}),
 }
 
 
@@ -397,9 +462,9 @@ recipes = {
                 networks={"network": "lstm_adding"},
                 data="lstm.adding(length=100)",
                 batch_size=64,
-                steps=2500,
+                steps=1250,
                 optimizer="adam",
-                lr=1e-3,
+                lr=2e-3,
                 clip=1.0,
             ),
         ),
