@@ -76,9 +76,9 @@ def _step_seconds(networks: Sequence[str], data: Pairs, count: int) -> list[floa
     return [float(np.mean(times[2:])) for times in taken]
 
 
-def _chrf(network: Any, data: Pairs) -> float:
+def _chrf(network: Any, data: Pairs, count: int) -> float:
     """Of the translations of some held-out pairs of all lengths, by four beams."""
-    rows = np.linspace(0, len(data) - 1, max(len(data) * TRANSLATED // len(data.longest), 1)).astype(np.int64)
+    rows = np.linspace(0, len(data) - 1, max(len(data) * count // len(data.longest), 1)).astype(np.int64)
     batch, scores = data.batch(rows, Draws(0, 0, rows)), TranslationScores()
     for source, speller, reference in zip(batch["source"], batch["speller"], batch["reference"], strict=True):
         found = translate(network, [row[row != 0] for row in source], longer=20)
@@ -88,13 +88,13 @@ def _chrf(network: Any, data: Pairs) -> float:
 
 def _train(lab: Lab, seed: int, name: str, network: str, steps: int, **changes: Any) -> dict[str, float]:
     """One arm: its held-out loss at the end and at its lowest, and chrF."""
-    every = max(steps // 8, 1)
+    every = max(steps // 6, 1)
     run = lab.train(
         STAGE, seed, networks={"network": network}, data=_data(lab), steps=steps, evaluate_every=every, **changes
     )
     at, losses = run.series("eval.loss")
     lab.curve(name, [100 * step / steps for step in at], losses, "training time (%)", "held-out loss (nats a token)")
-    chrf = _chrf(run.system.network, open_source(_data(lab), "test", STAGE))
+    chrf = _chrf(run.system.network, open_source(_data(lab), "test", STAGE), lab.budget(full=TRANSLATED, smoke=8))
     return {"loss": run.metrics["loss"], "lowest": min(losses), "chrf": chrf, "steps": float(steps)}
 
 

@@ -412,7 +412,7 @@ def test_predict(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_predictions_that_cannot_be(run: Path, tmp_path: Path) -> None:
     model = jingdu.load(run)
     module = jingdu.paper("transformer").load()
-    bad = ({"beams": 0}, {"average": 0}, {"alpha": -1.0}, {"alpha": math.inf}, {"penalty": "length"})
+    bad = ({"beams": 0}, {"average": 0}, {"alpha": -1.0}, {"alpha": math.inf})
     for options in (*({**options, "to": "gl"} for options in bad), {"to": "fr"}, {}):
         with pytest.raises(UsageError):
             list(module.predict(model, ["el nombre"], **options))

@@ -44,7 +44,7 @@ from typing import Any, Literal
 import torch
 
 from jingdu.engine.contracts import Recipe, Stage
-from jingdu.errors import Missing, UsageError
+from jingdu.errors import Missing, UsageError, unknown
 from jingdu.prediction import Prediction, origin_of
 
 from .attention import Cache, attention, attention_weights
@@ -196,8 +196,10 @@ def predict(
     """
     if beams < 1 or average < 1 or not inputs:
         raise UsageError(f"{beams} beams, {average} checkpoints, {len(inputs)} texts: give at least one of each")
-    if not 0 <= alpha < math.inf or penalty not in PENALTIES:
-        raise UsageError(f"a length penalty {penalty} with alpha {alpha}: use {' or '.join(PENALTIES)}, and 0 or more")
+    if not 0 <= alpha < math.inf:
+        raise UsageError(f"a length penalty of exponent {alpha}: give 0 or more")
+    if penalty not in PENALTIES:
+        raise unknown("length penalty", penalty, PENALTIES)
     speller = _speller_of(model)
     if average > 1:
         checkpoint = Path(str(origin_of(model).source))
