@@ -1,5 +1,9 @@
-"""Training steps against torch.nn.Transformer, and beam search against transformers' generate: python -m benchmarks.transformer."""
+"""Training steps against torch.nn.Transformer, decoding against transformers' generate.
 
+python -m benchmarks.transformer training | beams | greedy (about a minute each; all without a word)
+"""
+
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -107,11 +111,13 @@ def decoding(rows: int, rounds: int, beams: int = 4, time: int = 24, length: int
     return compare(our_search, their_search, title, rounds=rounds)
 
 
-def cases(rounds: int = 8) -> list[dict[str, Any]]:
-    return [
-        training(0.1, rounds), training(0.0, rounds), decoding(1, 2 * rounds), decoding(8, rounds),
-    ]  # fmt: skip
+PARTS = {
+    "training": lambda rounds: [training(0.1, rounds), training(0.0, rounds)],
+    "beams": lambda rounds: [decoding(1, rounds), decoding(8, rounds)],
+    "greedy": lambda rounds: [decoding(1, rounds, beams=1), decoding(8, rounds, beams=1)],
+}
 
 
 if __name__ == "__main__":
-    save(cases(), "transformer.json")
+    for part in sys.argv[1:] or PARTS:
+        save(PARTS[part](8), f"transformer-{part}.json")

@@ -23,8 +23,8 @@ WEIGHT_FILES = (
 """Names under which weights are looked for, best first: safetensors before pickle."""
 
 CONFIG_FILES = ("config.json", "preprocessor_config.json")
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
-"""How text becomes tokens: tokenizers' own file, the two of a BPE, and BERT's list."""
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "source.spm", "target.spm")
+"""How text becomes tokens: tokenizers' own file, the two of a BPE, BERT's list, and Marian's models of both languages."""
 
 
 def regular(path: Path) -> os.stat_result:

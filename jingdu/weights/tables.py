@@ -16,6 +16,7 @@ A family's tables are in `keys/<family>.toml`, one for each library:
 
     [timm]
     same_as = "torchvision"
+    more = [["fc.{*}", "head.fc.{*}"]]      # rules before the other's
 
 `{x}` is a word without dots, `{x-1}` the number x less one, `{*}` the rest. The first rule that fits is
 used. Every rule has the same fields on both sides, so it can be read backwards.
@@ -251,7 +252,7 @@ class KeyTable:
 
 
 def _table(name: str, raw: Mapping[str, Any]) -> KeyTable:
-    extra = set(raw) - {"rules", "ignore", "prefix", "bare", "variants", "same_as", "lists"}
+    extra = set(raw) - {"rules", "ignore", "prefix", "bare", "variants", "same_as", "more", "lists"}
     if extra:
         raise ValueError(f"[{name}]: unknown {', '.join(sorted(extra))}")
     numbered: dict[str, tuple[Rule, ...]] = {}
@@ -262,7 +263,7 @@ def _table(name: str, raw: Mapping[str, Any]) -> KeyTable:
             numbered[variant] = (*numbered.get(variant, ()), *rules)
     return KeyTable(
         name,
-        tuple(Rule(*rule) for rule in raw.get("rules", ())),
+        tuple(Rule(*rule) for rule in [*raw.get("more", ()), *raw.get("rules", ())]),
         tuple(raw.get("ignore", ())),
         raw.get("prefix", ""),
         raw.get("bare", False),

@@ -5,6 +5,7 @@
 "permute(3, 2, 0, 1) | flip(1)"                   steps apply from left to right
 "concatenate(0)"                                  several of theirs, of one shape, are one of ours
 "sum"                                             the same, added up; back, the first is ours and the others are zero
+"same"                                            copies of one tensor, which must be equal
 "split(0)"                                        one of theirs is several of ours, in equal parts
 """
 
@@ -36,6 +37,12 @@ def _concatenate(tensors: Tensors, axis: int) -> Tensor:
     if any(tensor.shape != tensors[0].shape for tensor in tensors):
         raise ValueError(f"parts of different shapes: {[list(tensor.shape) for tensor in tensors]}")
     return torch.cat(tensors, axis)
+
+
+def _one(tensors: Tensors) -> Tensor:
+    if any(not tensor.is_meta and not torch.equal(tensor, tensors[0]) for tensor in tensors[1:]):
+        raise ValueError("copies of one tensor differ")
+    return _concatenate([tensor[None] for tensor in tensors], 0)[0]
 
 
 def _reorder(tensor: Tensor, axis: int, order: Sequence[int]) -> Tensor:
@@ -72,7 +79,7 @@ class Transform:
 
     def __post_init__(self) -> None:
         steps = [name for name, _ in self._steps()]
-        joins = {("concatenate", "sum"): self.theirs > 1, ("split",): self.ours > 1}
+        joins = {("concatenate", "sum", "same"): self.theirs > 1, ("split",): self.ours > 1}
         for names, needed in joins.items():
             if sum(map(steps.count, names)) != int(needed):
                 names = " or ".join(map(repr, names))
@@ -91,6 +98,8 @@ class Transform:
                 tensors = [_concatenate(tensors, *arguments)]
             elif name == "sum":
                 tensors = [torch.stack(tensors).sum(0)]
+            elif name == "same":
+                tensors = [_one(tensors)]
             elif name == "split":
                 tensors = _equal_parts(tensors[0], self.ours, *arguments)
             else:
@@ -105,6 +114,8 @@ class Transform:
                 tensors = _equal_parts(tensors[0], self.theirs, *arguments)
             elif name == "sum":
                 tensors = [tensors[0], *(torch.zeros_like(tensors[0]) for _ in range(self.theirs - 1))]
+            elif name == "same":
+                tensors *= self.theirs
             elif name == "split":
                 tensors = [_concatenate(tensors, *arguments)]
             else:
@@ -119,7 +130,7 @@ SAME = Transform()
 def _parse(step: str) -> tuple[str, tuple[Any, ...]]:
     """`name` or `name(literal, ...)`. Raises ValueError for a step that does not exist."""
     name, bracket, rest = step.strip().partition("(")
-    joins = ("concatenate", "sum", "split")
+    joins = ("concatenate", "sum", "same", "split")
     if name not in {*_EACH, *joins}:
         raise ValueError(f"unknown transform {step.strip()!r}: use {', '.join([*_EACH, *joins])}")
     if not bracket:

@@ -1,4 +1,4 @@
-"""The Transformer against torch.nn's layers and transformers' MarianMTModel, with the same random weights."""
+"""The Transformer against torch.nn's layers, transformers' MarianMTModel and its FSMT, with the same random weights."""
 
 import json
 import warnings
@@ -275,6 +275,130 @@ def test_old_files_with_all_their_keys(tmp_path: Path) -> None:
         assert torch.equal(x, again.state_dict()[name])
 
 
+# fairseq's, in transformers ----------------------------------------------------------------------------
+
+
+def fsmt(folder: Path, seed: int = 0, spread: float = 1.0, **changes: Any) -> tuple[Any, Any]:
+    """An FSMTForConditionalGeneration with random weights, and ours of its folder."""
+    transformers = import_transformers()
+    sizes = {
+        "src_vocab_size": 67, "tgt_vocab_size": 67, "d_model": 20, "encoder_layers": 2, "decoder_layers": 3,
+        "encoder_ffn_dim": 44, "decoder_ffn_dim": 28, "encoder_attention_heads": 5, "decoder_attention_heads": 5,
+        "max_position_embeddings": 64, "tie_word_embeddings": True, "forced_eos_token_id": None, "dropout": 0.0,
+    }  # fmt: skip
+    theirs = transformers.FSMTForConditionalGeneration(transformers.FSMTConfig(**{**sizes, **changes})).eval()
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in theirs.named_parameters():
+            if "embed_positions" not in name:
+                p.copy_(torch.randn(p.shape, generator=draw) * (spread * p.shape[-1] ** -0.5 if p.ndim > 1 else 0.3))
+                p += "norm.weight" in name
+        words = theirs.model.decoder.embed_tokens.weight
+        words[1] = -3 * words[2]  # where the end mark is likely, padding is not: theirs would give it no place
+        for name in ("encoder.embed_tokens", "decoder.output_projection"):  # where they are three tensors
+            theirs.model.get_submodule(name).weight.copy_(words)
+    theirs.save_pretrained(folder)
+    return theirs, jingdu.create("transformer", weights=folder)
+
+
+def fsmt_sentences(rows: int, time: int, lengths: list[int], seed: int = 0) -> Tensor:
+    tokens = torch.randint(3, 67, (rows, time), generator=torch.Generator().manual_seed(seed))
+    return tokens.masked_fill(torch.arange(time) >= torch.tensor(lengths)[:, None], 1)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("lengths", [[9], [9, 4, 7]])
+def test_fsmt(tied: bool, lengths: list[int], tmp_path: Path) -> None:
+    theirs, ours = fsmt(tmp_path, tie_word_embeddings=tied)
+    assert ours.origin.variant == "transformer_wmt19_en_de" and ours.marks == (1, 2, 2)
+    source, target = fsmt_sentences(len(lengths), 9, lengths), fsmt_sentences(len(lengths), 6, [6] * len(lengths), 1)
+    target[:, 0] = 2
+    mask = (source != 1).long()
+    losses = []
+    for model in (ours, theirs):
+        if model is ours:
+            logits = ours(source, target[:, :-1])
+        else:  # with a cache it leaves the causal mask out
+            logits = theirs(source, attention_mask=mask, decoder_input_ids=target[:, :-1], use_cache=False).logits
+        losses.append((logits, nn.functional.cross_entropy(logits.flatten(0, 1), target[:, 1:].flatten())))
+        losses[-1][1].backward()
+    assert_close(losses[0][0], losses[1][0])
+    own, other = ours.decoder[1], theirs.model.decoder.layers[1]
+    assert_close(own.cross_attention.q.weight.grad, other.encoder_attn.q_proj.weight.grad)
+    assert_close(ours.encoder[0].feed_forward.w2.weight.grad, theirs.model.encoder.layers[0].fc2.weight.grad)
+
+
+@pytest.mark.parametrize("early, penalty", [(False, 1.0), (True, 0.6)])
+def test_beam_search_of_fsmt(early: bool, penalty: float, tmp_path: Path) -> None:
+    lengths = set()
+    for seed in range(2):
+        theirs, ours = fsmt(tmp_path / str(seed), seed, spread=1.6)
+        source = fsmt_sentences(3, 9, [9, 4, 7], seed)
+        with torch.no_grad():  # so that some end: what a decoder's last norm adds is near the end mark
+            for last in (theirs.model.decoder.layers[-1].final_layer_norm, ours.decoder[-1].feed_forward_norm):
+                last.bias.copy_(0.8 * ours.embedding.weight[2])
+        expected = theirs.generate(
+            source, attention_mask=(source != 1).long(), num_beams=4, num_return_sequences=4, max_length=31,
+            length_penalty=penalty, early_stopping=early, do_sample=False, return_dict_in_generate=True, output_scores=True,
+        )  # fmt: skip
+        found = beam_search(
+            ours.reading(source), [torch.tensor([2])] * 3, 30, stop=2, penalty=partial(power, alpha=penalty), best=4,
+            until="enough" if early else "likely",
+        )  # fmt: skip
+        for row, (sequence, score) in enumerate(zip(expected.sequences, expected.sequences_scores, strict=True)):
+            hypothesis = found[row // 4][row % 4]
+            n = len(hypothesis.tokens)
+            assert hypothesis.score == pytest.approx(float(score), rel=1e-4)
+            assert torch.equal(hypothesis.tokens, sequence[1 : 1 + n]) and (sequence[1 + n :] == 1).all()
+            lengths.add(n)
+    assert len(lengths) > 1
+
+
+def test_a_file_of_the_hubs_with_all_keys_of_fsmt(tmp_path: Path) -> None:
+    theirs, ours = fsmt(tmp_path)
+    state = {name: x for name, x in theirs.state_dict().items() if "embed_positions" not in name}
+    assert {"model.encoder.embed_tokens.weight", "model.decoder.output_projection.weight"} <= set(state)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    again = jingdu.create("transformer_wmt19_en_de", weights=tmp_path)
+    for name, x in ours.state_dict().items():
+        assert torch.equal(x, again.state_dict()[name])
+    state["model.encoder.embed_tokens.weight"] = state["model.encoder.embed_tokens.weight"] + 1.0
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(Refused, match=r"embed|embedding"):
+        jingdu.create("transformer_wmt19_en_de", weights=tmp_path)
+
+
+def test_the_size_of_wmt19_en_de() -> None:
+    transformers = import_transformers()
+    config = transformers.FSMTConfig(
+        encoder_layers=6, decoder_layers=6, encoder_ffn_dim=8192, tie_word_embeddings=True, max_position_embeddings=8
+    )
+    with torch.device("meta"):
+        theirs = transformers.FSMTForConditionalGeneration(config)
+        ours = jingdu.create("transformer_wmt19_en_de")
+    theirs = {name: p for name, p in theirs.named_parameters() if "embed_positions" not in name}  # each once
+    shared = {id(p): p for p in theirs.values()}
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in shared.values())
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"src_vocab_size": 71}, "src_vocab_size"),
+        ({"pad_token_id": 0}, "pad_token_id"),
+        ({"encoder_layerdrop": 0.1}, "encoder_layerdrop"),
+        ({"activation_function": "gelu"}, "gelu"),
+    ],
+)
+def test_configurations_of_fsmt_that_ours_has_not(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    fsmt(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(Refused, match=message):
+        jingdu.create("transformer", weights=tmp_path)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -283,7 +407,7 @@ def test_old_files_with_all_their_keys(tmp_path: Path) -> None:
         ({"decoder_attention_heads": 4}, "decoder_attention_heads"),
         ({"share_encoder_decoder_embeddings": False}, "share_encoder"),
         ({"normalize_before": True}, "normalize_before"),
-        ({"model_type": "fsmt"}, "fsmt"),
+        ({"model_type": "bart"}, "bart"),
     ],
 )
 def test_configurations_that_ours_has_not(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -23,9 +23,14 @@ from jingdu.weights.tables import KEYS, OWN, Fit, tables
 
 FAMILIES = sorted(path.stem for path in KEYS.glob("*.toml"))
 OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
-    (family, "torch-one-bias"): {"biases": 1} for family in ("rnn", "lstm", "gru")
+    **{(family, "torch-one-bias"): {"biases": 1} for family in ("rnn", "lstm", "gru")},
+    **{
+        ("transformer", format): {"vocabulary": 307, "layers": (1, 2)}
+        for format in ("transformers", "fsmt", "fsmt-untied")
+    },
 }
-"""(family, library) -> the arguments of `build` for which a table is meant, where it is not for the variants as they are."""
+"""(family, library) -> the arguments of `build` for which a table is meant, where it is not for the variants as they are,
+or with which its variants are small enough to be filled."""
 
 
 def variants(family: str, library: str) -> tuple[str, ...]:

@@ -75,6 +75,31 @@ def test_lists_number_the_layers_of_each_variant(tmp_path, monkeypatch):
         detect(keys, None, "numbered", "other", {"a.w"}, "another variant")
 
 
+def test_more_rules_come_before_those_of_another(tmp_path, monkeypatch):
+    text = LISTS + '\n[fourth]\nsame_as = "other"\nmore = [["head.w", ["copy.w", "head.w"], "same"]]\n'
+    (tmp_path / "numbered.toml").write_text(text)
+    monkeypatch.setattr("jingdu.weights.tables.KEYS", tmp_path)
+    table = tables("numbered")["fourth"].of("small")
+    assert table.from_ours("head.w").theirs == ("copy.w", "head.w")
+    assert table.from_ours("head.b").theirs == ("classifier.b",)
+    assert table.from_ours("a.w").theirs == ("features.0.w",)
+
+
+def test_copies_of_one_tensor_must_be_equal():
+    same, x = Transform("same", theirs=3), torch.randn(2, 3)
+    assert torch.equal(same.load([x, x.clone(), x])[0], x)
+    assert [torch.equal(copy, x) for copy in same.export([x])] == [True] * 3
+    for other in (x + 1, x.T):
+        with pytest.raises(ValueError, match="differ"):
+            same.load([x, x, other])
+    meta = x.to("meta")
+    assert same.load([meta, meta, meta])[0].shape == (2, 3)
+    with pytest.raises(ValueError, match="different shapes"):
+        same.load([meta, meta, meta.T])
+    with pytest.raises(ValueError, match="same"):
+        Transform("same")
+
+
 words = st.text(st.characters(blacklist_characters=".{}", blacklist_categories=("Cs",)), min_size=1, max_size=8)
 numbers = st.integers(0, 10**9)
 

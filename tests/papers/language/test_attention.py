@@ -38,14 +38,21 @@ def test_equation_1(kv_heads: int, causal: bool, masked: bool, biased: bool, tim
     torch.testing.assert_close(attention(q, k, v, mask=mask, bias=bias, causal=causal), expected)
 
 
-def test_a_query_that_sees_nothing_gives_zeros_and_no_nan_in_gradients() -> None:
-    q, k, v = (x.requires_grad_() for x in make())
+@pytest.mark.parametrize("kv_heads", [6, 2])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_query_that_sees_nothing_gives_zeros_and_no_nan_in_gradients(
+    kv_heads: int, biased: bool, dropout: float
+) -> None:
+    q, k, v = (x.requires_grad_() for x in make(kv_heads=kv_heads))
+    bias = torch.randn(6, 5, 7, dtype=torch.float64).requires_grad_() if biased else None
     mask = torch.ones(3, 1, 5, 7, dtype=torch.bool)
     mask[1, :, 2] = False
-    y = attention(q, k, v, mask=mask)
+    y = attention(q, k, v, mask=mask, bias=bias, dropout=dropout)
     assert (y[1, :, 2] == 0).all() and (y[1, :, 3] != 0).any()
     y.square().sum().backward()
-    assert all(x.grad is not None and x.grad.isfinite().all() for x in (q, k, v))
+    assert all(x.grad is not None and x.grad.isfinite().all() for x in (q, k, v, *([bias] if biased else [])))
+    assert not q.grad[1, :, 2].any() and q.grad[1, :, 3].any()
 
 
 def test_scale_replaces_the_root_of_the_width() -> None:

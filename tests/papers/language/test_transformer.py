@@ -152,6 +152,13 @@ def test_sinusoids_are_the_equations() -> None:
             assert found["tensor2tensor"][0, row, width // 2 + i].item() == pytest.approx(math.cos(angle), abs=1e-9)
 
 
+def test_fairseq_counts_from_2() -> None:
+    places = torch.tensor([[0, 1, 7]])
+    assert torch.equal(sinusoids(places, 10, "fairseq"), sinusoids(places + 2, 10, "tensor2tensor"))
+    with pytest.raises(UsageError, match=r"waves.*fairseq"):
+        sinusoids(places, 10, "waves")
+
+
 def test_a_shift_is_a_linear_map_of_the_sinusoids() -> None:
     """Section 3.5's reason: PE(pos + k) is a linear function of PE(pos), one for all pos."""
     places = torch.arange(60)

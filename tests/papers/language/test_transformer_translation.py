@@ -22,6 +22,7 @@ from jingdu.engine.state import read_tree
 from jingdu.engine.training import Training
 from jingdu.errors import BadInput, Missing, Refused, UsageError
 from jingdu.metrics.translation import TranslationScores
+from jingdu.names import Call
 from jingdu.papers.language.bpe import fit
 from jingdu.papers.language.transformer import (
     BytePairs,
@@ -237,6 +238,19 @@ def test_equation_3() -> None:
     assert stage.lr == noam_peak(1024) and stage.steps == 300_000 and stage.keep == 20
 
 
+def test_the_second_set_of_hyperparameters_of_tensor2tensor() -> None:
+    """transformer_base_v2: its rate, 0.2, is divided by the 0.1 that gives the equation's."""
+    (stage,) = recipes["tensor2tensor_v2"].stages
+    (first,) = recipes["paper"].stages
+    assert stage.lr == 2 * noam_peak(512, 8000) and stage.schedule == "inverse_sqrt(warmup=8000)"
+    assert stage.betas == first.betas == (0.9, 0.98) and first.lr == noam_peak(512, 4000)
+    call = Call.parse(stage.networks["network"])
+    network = jingdu.create(call.name, **{**call.arguments, "width": 16, "inner": 24, "heads": 2, "vocabulary": 11})
+    layer = network.decoder[0]
+    assert (layer.norm, layer.dropout.p, layer.feed_forward.dropout.p) == ("pre", 0.1, 0.1)
+    assert layer.self_attention.dropout == layer.cross_attention.dropout == 0.1 and network.positions == "tensor2tensor"
+
+
 def small(**options: Any) -> Transformer:
     torch.manual_seed(5)
     return jingdu.create(
@@ -386,6 +400,9 @@ def test_predict(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     (best,) = translate(network, [speller.source("el nombre", "gl")], beams=2)
     assert found[0]["translation"] == speller.text(best.tokens.tolist())
     assert found[0]["score"] == pytest.approx(best.score) and picture.stat().st_size > 1000
+    assert main([*words, "--penalty", "power", "--alpha", "1", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)[0]
+    assert row["score"] == pytest.approx(row["log_probability"] / len(row["tokens"]))
     lines = tmp_path / "lines.txt"
     lines.write_text(">>gl<< el nombre\n\n>>pt<< el año\n", "utf-8")
     assert main(["predict", "transformer", "--weights", str(run), str(lines), "--average", "2", "--json"]) == 0
@@ -395,12 +412,16 @@ def test_predict(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_predictions_that_cannot_be(run: Path, tmp_path: Path) -> None:
     model = jingdu.load(run)
     module = jingdu.paper("transformer").load()
-    for options in ({"beams": 0, "to": "gl"}, {"to": "fr"}, {}):
+    bad = ({"beams": 0}, {"average": 0}, {"alpha": -1.0}, {"alpha": math.inf})
+    for options in (*({**options, "to": "gl"} for options in bad), {"to": "fr"}, {}):
         with pytest.raises(UsageError):
             list(module.predict(model, ["el nombre"], **options))
     with pytest.raises(UsageError, match="at least one"):
         list(module.predict(model, [], to="gl"))
     with pytest.raises(Missing, match="vocabulary"):
         list(module.predict(small(), ["el nombre"], to="gl"))
+    (tmp_path / "vocab-src.json").write_text("{}")
+    with pytest.raises(Missing, match="Moses"):
+        read_spelling(tmp_path)
     with pytest.raises(Refused, match="picture"):
         list(module.predict(model, ["el nombre"], to="gl", attention_map=tmp_path / "map.nothing"))

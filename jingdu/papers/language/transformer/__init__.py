@@ -22,9 +22,10 @@ Differs from the paper in:
 - tensor2tensor ends every source with the end mark, which the paper does not say and we do as well. It begins targets
   with a zero vector; here the start has an embedding, that of the padding.
 - It also adds an embedding of the target language to each source position. We write the language as a first token.
-- Post-norm with dropout after the sublayers alone is the paper and the first set of hyperparameters in tensor2tensor.
-  Its later ones have pre-norm, dropout on attention weights and within the feed-forward networks (0.1 each), 8,000 steps
-  of warm-up, and from the third set on b2 = 0.997: `norm="pre"`, `attention_dropout`, `inner_dropout`.
+- Post-norm with dropout after the sublayers alone is the paper and the first set of hyperparameters in tensor2tensor,
+  transformer_base_v1: the preset `paper`. Its later ones have pre-norm, dropout on attention weights and within the
+  feed-forward networks (0.1 each), 8,000 steps of warm-up, and twice the rate of Equation 3: the preset
+  `tensor2tensor_v2`. From the third set on b2 is 0.997: `--betas 0.9 0.997`.
 - In beam search a translation ends only from among the k most probable continuations, and at the limit of length all of
   those count as they stand, as in fairseq and transformers; tensor2tensor looks for ends among 2k, and takes what has
   not ended only where nothing has.
@@ -34,15 +35,16 @@ Reading order: `attention`, `layers`, `positions`, `model`; `search` (beams); `s
 tokens); `translation` (training, translating, averaging); `drawing`.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from jingdu.engine.contracts import Recipe, Stage
-from jingdu.errors import Missing, UsageError
+from jingdu.errors import Missing, UsageError, unknown
 from jingdu.prediction import Prediction, origin_of
 
 from .attention import Cache, attention, attention_weights
@@ -73,8 +75,10 @@ __all__ = [
 ROMANCE = "catalogues(languages=('ca', 'es', 'fr', 'gl', 'it', 'pt', 'ro'), pairs='all')"
 
 
-def _paper(network: str, warmup: int, steps: int, keep: int, expect: tuple[float, float], about: str) -> Recipe:
-    width = VARIANTS[network].get("width", 512)
+def _paper(
+    network: str, warmup: int, steps: int, keep: int, expect: tuple[float, float], about: str, times: float = 1.0
+) -> Recipe:
+    width = VARIANTS[network.partition("(")[0]].get("width", 512)
     return Recipe(
         stages=(
             Stage(
@@ -87,7 +91,7 @@ def _paper(network: str, warmup: int, steps: int, keep: int, expect: tuple[float
                 optimizer="adam",
                 betas=(0.9, 0.98),
                 eps=1e-9,
-                lr=noam_peak(width, warmup),
+                lr=times * noam_peak(width, warmup),
                 schedule=f"inverse_sqrt(warmup={warmup})",
                 save_every=1500,
                 keep=keep,
@@ -134,7 +138,15 @@ recipes = {
         "transformer_big_v37000", 4000, 300_000, 20, (26.0, 29.5),
         "Tab. 3, big, whose 28.4 BLEU is of the mean of the last 20 checkpoints",
     ),
+    "tensor2tensor_v2": _paper(
+        "transformer_base_v37000(norm='pre', attention_dropout=0.1, inner_dropout=0.1, positions='tensor2tensor')", 8000,
+        100_000, 5, (25.0, 28.0), "base with the released code's second set of hyperparameters (transformer_base_v2): norms "
+        "first, more dropout, a longer warm-up to twice the equation's rate", times=2.0,
+    ),
 }  # fmt: skip
+
+
+PENALTIES = {"gnmt": gnmt, "power": power}
 
 
 def _speller_of(model: Transformer) -> Speller:
@@ -165,6 +177,7 @@ def predict(
     to: str | None = None,
     beams: int = 4,
     alpha: float = 0.6,
+    penalty: Literal["gnmt", "power"] = "gnmt",
     average: int = 1,
     attention_map: Path | None = None,
 ) -> Iterator[Prediction]:
@@ -173,14 +186,20 @@ def predict(
     Args:
         to: the target language, where the network knows several; a text may begin with >>NAME<< instead.
         beams: of beam search.
-        alpha: exponent of the length penalty ((5 + length) / 6) ** alpha; larger ones favour longer translations.
+        alpha: exponent of the length penalty; larger ones favour longer translations.
+        penalty: what a log-probability is divided by: ((5 + length) / 6) ** alpha is gnmt, the paper's; length ** alpha is
+            power, which transformers and fairseq have.
         average: use the mean of the weights in so many of the run's last checkpoints.
         attention_map: also draw what the decoder looked at, for the last sentence, into this file.
 
     Raises UsageError for values that make no sense or no known language, Missing for weights without a vocabulary.
     """
-    if beams < 1 or not inputs:
-        raise UsageError(f"{beams} beams, {len(inputs)} texts: give at least one of each")
+    if beams < 1 or average < 1 or not inputs:
+        raise UsageError(f"{beams} beams, {average} checkpoints, {len(inputs)} texts: give at least one of each")
+    if not 0 <= alpha < math.inf:
+        raise UsageError(f"a length penalty of exponent {alpha}: give 0 or more")
+    if penalty not in PENALTIES:
+        raise unknown("length penalty", penalty, PENALTIES)
     speller = _speller_of(model)
     if average > 1:
         checkpoint = Path(str(origin_of(model).source))
@@ -189,7 +208,7 @@ def predict(
         model = average_checkpoints(model, last_checkpoints(checkpoint, average))
     texts = _sentences(inputs)
     sources = [speller.source(text, to) for text in texts]
-    found = translate(model, sources, beams=beams, penalty=partial(gnmt, alpha=alpha))
+    found = translate(model, sources, beams=beams, penalty=partial(PENALTIES[penalty], alpha=alpha))
     for number, (text, source, best) in enumerate(zip(texts, sources, found, strict=True)):
         tokens = best.tokens.tolist()
         translation = speller.text(tokens)

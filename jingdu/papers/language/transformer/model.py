@@ -225,13 +225,20 @@ MARIAN: dict[str, Any] = {
 }  # fmt: skip
 """What Marian's networks have that the paper's have not (transformers 5.23, models/marian)."""
 
+FAIRSEQ: dict[str, Any] = {"positions": "fairseq", "bias": True, "eps": 1e-5, "marks": (1, 2, 2)}
+"""The same of fairseq's (transformers 5.23, models/fsmt), whose end mark begins a target as well."""
+
 VARIANTS: dict[str, dict[str, Any]] = {
     # Table 3, with the 37,000 tokens of Sec. 5.1 and nothing beside them
     "transformer_base_v37000": {"vocabulary": 37_000},
     "transformer_big_v37000": {"vocabulary": 37_000, "width": 1024, "inner": 4096, "heads": 16, "dropout": 0.3},
     # Helsinki-NLP/opus-mt-en-de: base, by Marian
     "transformer_opus_mt_en_de": {"vocabulary": 58_101, "marks": (58_100, 0, 58_100), **MARIAN},
-}
+    # facebook/wmt19-en-de: big by fairseq, but for the encoder's inner width (github:facebookresearch/fairseq issue 2639)
+    "transformer_wmt19_en_de": {
+        "vocabulary": 42_024, "width": 1024, "inner": (8192, 4096), "heads": 16, "dropout": 0.2, **FAIRSEQ,
+    },
+}  # fmt: skip
 
 
 def build(variant: str, **overrides: Any) -> Transformer:

@@ -11,7 +11,7 @@ from jingdu.errors import UsageError
 
 __all__ = ["Sinusoids", "sinusoids"]
 
-Sinusoids = Literal["paper", "tensor2tensor", "marian"]
+Sinusoids = Literal["paper", "tensor2tensor", "marian", "fairseq"]
 
 
 def sinusoids(
@@ -28,18 +28,19 @@ def sinusoids(
         width: d.
         kind: "paper" is the equation. "tensor2tensor" (layers/common_attention.py, get_timing_signal_1d) has all sines
             and then all cosines, of waves whose exponents run from 0 to 1: i / (d/2 - 1) for 2i/d. "marian" has the
-            paper's waves in tensor2tensor's order.
+            paper's waves in tensor2tensor's order. "fairseq" has tensor2tensor's waves and counts from 2: its places begin
+            behind the number of its padding, 1 (modules/sinusoidal_positional_embedding.py).
         dtype: of the result; it is computed more exactly where the device can.
 
     Raises UsageError for an odd width or another kind.
     """
     if width % 2 or kind not in get_args(Sinusoids):
         raise UsageError(
-            f"sinusoids of kind {kind!r} and width {width}: use paper, tensor2tensor, marian; an even width"
+            f"sinusoids of kind {kind!r} and width {width}: use {', '.join(get_args(Sinusoids))}; an even width"
         )
     exact = torch.float32 if places.device.type == "mps" else torch.float64
-    last = max(width // 2 - 1, 1) if kind == "tensor2tensor" else width / 2
+    last = max(width // 2 - 1, 1) if kind in ("tensor2tensor", "fairseq") else width / 2
     exponents = torch.arange(width // 2, dtype=exact, device=places.device) / last
-    angles = places[..., None].to(exact) * torch.exp(-math.log(10000.0) * exponents)
+    angles = (places + (2 if kind == "fairseq" else 0))[..., None].to(exact) * torch.exp(-math.log(10000.0) * exponents)
     waves = angles.sin(), angles.cos()
     return (torch.stack(waves, -1).flatten(-2) if kind == "paper" else torch.cat(waves, -1)).to(dtype)

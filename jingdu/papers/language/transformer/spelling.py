@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jingdu.errors import BadInput, UsageError, need_extra, unknown
+from jingdu.errors import BadInput, Missing, UsageError, need_extra, unknown
 from jingdu.papers.language.bpe import Added, Merges, Tokenizer, count_pieces, family_of, learn, read_tokenizer
 
 __all__ = ["BytePairs", "MarianPieces", "Speller", "learn_spelling", "read_spelling"]
@@ -140,7 +140,12 @@ Speller = BytePairs | MarianPieces
 
 
 def read_spelling(path: Path) -> Speller:
-    """Of a run's tokenizer.json, or of the folder of a Marian checkpoint."""
+    """Of a run's tokenizer.json, or of the folder of a Marian checkpoint. Raises Missing for that of an FSMT."""
     if (path / "source.spm").exists():
         return MarianPieces(path)
+    if (path / "vocab-src.json").exists():
+        raise Missing(
+            f"{path}: text of fairseq's checkpoints is cut by Moses and fastBPE, which are not here; with their tokens from "
+            "elsewhere, translate(network, [tokens, ...]) of jingdu.papers.language.transformer translates"
+        )
     return BytePairs(read_tokenizer(path))
