@@ -85,6 +85,8 @@ class GPT(nn.Module):
         dropout: on embeddings, attention weights and residuals (Sec. 4.1).
         marks: further rows of the table, for the start, delimiter and end tokens of fine-tuning (Sec. 3.3).
         classes: outputs of the task's linear layer (Eq. 3); None for a language model alone.
+        spread: standard deviation of the initial weights. The paper's is for a width of 768; at a hundred, sublayers that
+            start so small add nothing to a sum that is normalised behind them.
     """
 
     block: type[nn.Module] = Block
@@ -99,8 +101,10 @@ class GPT(nn.Module):
         dropout: float = 0.1,
         marks: int = 0,
         classes: int | None = None,
+        spread: float = 0.02,
     ):
         super().__init__()
+        self.spread = spread
         self.vocabulary, self.heads, self.context, self.marks = vocabulary, heads, context, marks
         self.words = nn.Embedding(vocabulary + marks, width)
         self.places = nn.Embedding(context, width)
@@ -112,7 +116,7 @@ class GPT(nn.Module):
 
     def initialise(self) -> None:
         """Section 4.1: N(0, 0.02); biases start at zero."""
-        each(self, (nn.Linear, nn.Embedding), lambda m: nn.init.normal_(m.weight, std=0.02))
+        each(self, (nn.Linear, nn.Embedding), lambda m: nn.init.normal_(m.weight, std=self.spread))
         each(self, nn.Linear, lambda m: nn.init.zeros_(m.bias))
 
     def hidden(
