@@ -17,7 +17,7 @@ from jingdu import canon
 from jingdu.errors import Refused, UsageError, unknown
 from jingdu.speed.decoding import matrices_of, optimize_for_decoding
 from jingdu.speed.inference import TOLERANCE, optimize_for_inference
-from jingdu.speed.paired import FEWEST, compare
+from jingdu.speed.paired import FEWEST, alternate, compare, told
 from jingdu.speed.peak import DTYPES, limits
 from jingdu.speed.references import build_reference, randomise_, save_reference, their_name
 
@@ -27,6 +27,8 @@ SAME = 1e-3
 """Largest relative difference of outputs at which two float32 networks still do the same work."""
 PROMPT, LENGTH = 32, 64
 """Tokens that are read, and made one after the other, in the comparison of decoding."""
+SHORT = 24
+"""Tokens that both make beforehand: to be warm, and to see whether they are the same."""
 EXACT = 1e-4
 """Tolerance of logits in a float32 comparison of decoding; in bf16 it is that of `optimize_for_inference`."""
 LEARNING_RATE = 1e-6
@@ -246,9 +248,9 @@ def bench_decoding(
         rounds: pairs of runs that count; at least 6.
         device: auto, cpu, cuda.
 
-    Returns two rows: ours eager, then by `optimize_for_decoding`. Beside what `bench` has, tokens_per_second, same_tokens,
-    and share_of_bandwidth: of the matrices that a token needs, read once for each, in the whole time with the prompt.
-    Raises as `bench`, and UsageError where one of them makes no text.
+    Returns two rows: ours eager, then by `optimize_for_decoding`. Beside what `bench` has, tokens_per_second, same_tokens
+    (the first 24; in bf16 near ties fall either way), and share_of_bandwidth: of the matrices that a token needs, read once
+    for each, in the whole time with the prompt. Raises as `bench`, and UsageError where one of them makes no text.
     """
     from jingdu.engine.training import device_of
 
@@ -263,16 +265,23 @@ def bench_decoding(
     theirs = pair.reference.to(kind)
     plain = pair.ours.to(kind) if kind == torch.float32 else copy.deepcopy(pair.ours).to(kind)
 
-    def text(network: nn.Module) -> Tensor:
+    def text(network: nn.Module, length: int = LENGTH) -> Tensor:
         with torch.inference_mode():
-            return generate(network, [prompt], LENGTH)[0]
+            return generate(network, [prompt], length)[0]
 
-    def their_text() -> Tensor:
+    def their_text(length: int = LENGTH) -> Tensor:
         return theirs.generate(
-            prompt[None], attention_mask=torch.ones_like(prompt)[None], max_new_tokens=LENGTH, min_new_tokens=LENGTH,
+            prompt[None], attention_mask=torch.ones_like(prompt)[None], max_new_tokens=length, min_new_tokens=length,
             do_sample=False, pad_token_id=0, eos_token_id=None,
         )[0, PROMPT:]  # fmt: skip
 
+    expected = their_text(SHORT)
+    same = {
+        "decoding": torch.equal(text(plain, SHORT), expected),
+        "compiled decoding": torch.equal(text(quick, SHORT), expected),
+    }
+    works = {"decoding": lambda: text(plain), "compiled decoding": lambda: text(quick), "reference": their_text}
+    times = alternate(works, rounds, warmup=0)
     measured, rows = limits(place), []
     size = sum(x.numel() for x in matrices_of(plain)) * torch.empty(0, dtype=kind).element_size()
     for mode, network, read in (
@@ -280,7 +289,7 @@ def bench_decoding(
         ("compiled decoding", quick, quick.optimization.bytes),
     ):
         title = f"{pair.found.variant} against {pair.alias.partition('/')[0]}, {LENGTH} tokens after {PROMPT}, {dtype}, {mode}"
-        row = compare(lambda network=network: text(network), their_text, title, rounds=rounds, warmup=1)
+        row = told(times[mode], times["reference"], title)
         rows.append(row | {
             "reaches": row["interval"][1] >= FLOOR,
             "variant": pair.found.variant,
@@ -292,7 +301,7 @@ def bench_decoding(
             "length": LENGTH,
             "device": str(place),
             "difference": pair.difference,
-            "same_tokens": bool(torch.equal(text(network), their_text())),
+            "same_tokens": same[mode],
             "tokens_per_second": LENGTH / row["ours"],
             "their_tokens_per_second": LENGTH / row["reference"],
             "bytes": read,

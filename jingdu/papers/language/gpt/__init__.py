@@ -33,14 +33,14 @@ from jingdu.errors import UsageError
 from jingdu.papers.language.rnn import greedy, sample
 from jingdu.prediction import Prediction
 
-from .completion import complete, label, tokenizer_of
+from .completion import complete, known, label, tokenizer_of
 from .labelled import PACKAGES, SHARE, snippets
 from .model import GPT, MLP, VARIANTS, Block, CausalSelfAttention, build, example
 from .tasks import FineTuning, multiple_choice, pair, similarity, single, take_up
 
 __all__ = [
     "GPT", "MLP", "PACKAGES", "SHARE", "VARIANTS", "Block", "CausalSelfAttention", "FineTuning", "build", "complete", "example",
-    "label", "multiple_choice", "pair", "predict", "similarity", "single", "snippets", "take_up", "tokenizer_of",
+    "known", "label", "multiple_choice", "pair", "predict", "similarity", "single", "snippets", "take_up", "tokenizer_of",
 ]  # fmt: skip
 
 _TOKENS = f"bpe.tokens(of='stdlib(share={SHARE})', vocabulary=2048, length=128)"

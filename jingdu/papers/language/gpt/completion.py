@@ -15,7 +15,7 @@ from jingdu.prediction import Prediction, origin_of
 from .model import GPT
 from .tasks import pair, single
 
-__all__ = ["complete", "label", "tokenizer_of"]
+__all__ = ["complete", "known", "label", "tokenizer_of"]
 
 
 def tokenizer_of(model: nn.Module, path: Path | None) -> Any:
@@ -32,6 +32,11 @@ def tokenizer_of(model: nn.Module, path: Path | None) -> Any:
             f"{place}: its {tokenizer.n_vocab} tokens are more than the {model.words.weight.shape[0]} of this network"
         )
     return tokenizer
+
+
+def known(words: Any, choose: Choose) -> Choose:
+    """`choose` among the tokens that the tokenizer has: a network may have more rows, which it was never shown."""
+    return lambda logits, generator=None: choose(logits[:, : words.n_vocab], generator)
 
 
 def complete(
@@ -61,7 +66,7 @@ def complete(
         )
     model.eval()
     draws = torch.Generator().manual_seed(seed)
-    options = {"choose": choose, "stop": stop, "generator": draws}
+    options = {"choose": known(words, choose), "stop": stop, "generator": draws}
     if stream:
         for text, prompt in zip(inputs, prompts, strict=True):
             yield Prediction(text, text, {}, more=True)

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
@@ -33,13 +32,15 @@ class CausalSelfAttention(nn.Module):
         state: Cache | None = None,
         layer: int = 0,
     ) -> Float[Tensor, "batch time width"]:
-        q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.heads)
+        batch, time, width = x.shape
+        # [batch, time, 3 * heads * d] to three times [batch, heads, time, d]
+        q, k, v = self.qkv(x).view(batch, time, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         if state is not None:
             k, v, mask = state.append(layer, k, v)
         dropout = self.dropout if self.training else 0.0
         # The mask of a state holds the past already.
         y = attention(q, k, v, mask=mask, causal=state is None or mask is None, dropout=dropout)
-        return self.project(rearrange(y, "b h t d -> b t (h d)"))
+        return self.project(y.transpose(1, 2).reshape(batch, time, width))
 
 
 class MLP(nn.Module):

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jingdu.errors import UsageError
+from jingdu.papers.language.gpt import known
 from jingdu.papers.language.rnn import generate, greedy
 
 from .detokenise import detokeniser, per_unit
@@ -134,10 +135,10 @@ def guess_word(
     """
     device = model.words.weight.device
     prompt = torch.tensor([*context][-(model.context - longest) :], device=device)
-    first = model(prompt[None])[0, -1].float().log_softmax(-1).topk(min(width, model.vocabulary))
-    rows = generate(model, [torch.cat([prompt, token[None]]) for token in first.indices], longest)
+    first = model(prompt[None])[0, -1, : words.n_vocab].topk(min(width, words.n_vocab)).indices
+    rows = generate(model, [torch.cat([prompt, token[None]]) for token in first], longest, choose=known(words, greedy))
     found: dict[str, list[int]] = {}
-    for token, row in zip(first.indices.tolist(), rows, strict=True):
+    for token, row in zip(first.tolist(), rows, strict=True):
         ids, more = [token], row.tolist()
         while more and not _is_whole(words, [*ids, more[0]]):
             ids.append(more.pop(0))
@@ -162,7 +163,8 @@ def last_word(model: GPT2, words: Any, passage: str, but: Collection[str] = ()) 
     if but:
         guess = guess_word(model, words, before, but)
         return LastWord(nats, guess, guess == target)
-    made = generate(model, [torch.tensor(before, device=model.words.weight.device)], len(ids))[0].tolist()
+    prompt = torch.tensor(before[-(model.context - len(ids)) :], device=model.words.weight.device)
+    made = generate(model, [prompt], len(ids), choose=known(words, greedy))[0].tolist()
     return LastWord(nats, words.decode(made).strip(), made == ids)
 
 
@@ -220,16 +222,16 @@ def _sentences(text: str) -> list[str]:
     return [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if part]
 
 
-def _go_on(model: GPT2, words: Any, prompt: str, length: int, choose: Any, seed: int = 0, keep: str = "end") -> str:
-    """The continuation of a prompt, of which its `keep` is read where it is too long."""
+def _go_on(model: GPT2, words: Any, prompt: str, length: int, choose: Any, seed: int = 0) -> str:
+    """The continuation of a prompt, of which the end is read where it is too long."""
     ids, room = words.encode(prompt, disallowed=()), model.context - length
     if room < 1:
         raise UsageError(f"length {length}: this network has positions for {model.context}, and the prompt needs some")
     device = model.words.weight.device
     draws = torch.Generator(device).manual_seed(seed)
-    tokens = torch.tensor(ids[-room:] if keep == "end" else ids, device=device)
+    tokens = torch.tensor(ids[-room:], device=device)
     stop = () if words.end is None else (words.end,)
-    made = generate(model, [tokens], length, choose=choose, stop=stop, generator=draws)[0].tolist()
+    made = generate(model, [tokens], length, choose=known(words, choose), stop=stop, generator=draws)[0].tolist()
     return words.decode(made[:-1] if made and made[-1] in stop else made)
 
 
