@@ -30,6 +30,7 @@ from torch.overrides import TorchFunctionMode
 from jingdu.engine.checkpoint import write_whole
 from jingdu.errors import UsageError
 from jingdu.lab.machine import machine
+from jingdu.nn import linear
 from jingdu.speed.inference import AS_IT_WAS, ROUNDS, TOLERANCE
 from jingdu.speed.paired import alternate
 from jingdu.speed.peak import DTYPES
@@ -76,9 +77,9 @@ KERNELS: Mapping[str, Product] = {
 
 
 class _Products(TorchFunctionMode):
-    """Inside, `F.linear` of one vector is done by a kernel of ours, with weights in another precision where there are some.
+    """Inside, a linear layer's product with one vector is done by a kernel of ours, with weights in another precision where there are some.
 
-    `seen` gathers the matrices. Others than `F.linear` of one row pass.
+    `seen` gathers the matrices. All else passes.
     """
 
     def __init__(self, kernel: Product | None = None, instead: Mapping[int, Tensor] | None = None):
@@ -88,7 +89,7 @@ class _Products(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.linear and not kwargs and args[0].numel() == args[0].shape[-1] and args[1].ndim == 2:
+        if func in (F.linear, linear) and not kwargs and args[0].numel() == args[0].shape[-1] and args[1].ndim == 2:
             x, matrix = args[:2]
             self.seen[id(matrix)] = matrix
             if self.kernel is not None:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from jingdu.errors import UsageError
-from jingdu.nn import each
+from jingdu.nn import Linear, each, linear
 from jingdu.papers.language.transformer import Cache, attention
 
 __all__ = ["GPT", "MLP", "VARIANTS", "Block", "CausalSelfAttention", "build", "example"]
@@ -22,8 +22,8 @@ class CausalSelfAttention(nn.Module):
         if width % heads:
             raise UsageError(f"width {width} does not divide into {heads} heads")
         self.heads, self.dropout = heads, dropout
-        self.qkv = nn.Linear(width, 3 * width)
-        self.project = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.project = Linear(width, width)
 
     def forward(
         self,
@@ -48,7 +48,7 @@ class MLP(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.expand, self.project = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.expand, self.project = Linear(width, 4 * width), Linear(4 * width, width)
 
     def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
         return self.project(F.gelu(self.expand(x), approximate="tanh"))
@@ -145,7 +145,7 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocabulary"]:
         """The output layer of the language model: the table of embeddings once more (Eq. 2)."""
-        return F.linear(hidden, self.words.weight)
+        return linear(hidden, self.words.weight)
 
     def forward(
         self,
