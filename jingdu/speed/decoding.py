@@ -79,9 +79,9 @@ KERNELS: Mapping[str, Product] = {
 
 
 class _Products(TorchFunctionMode):
-    """Inside, a linear layer's product with one vector is done by a kernel of ours, with weights in another precision where there are some.
+    """Inside, a linear layer's product with one vector is done by a kernel of ours.
 
-    `seen` gathers the matrices. All else passes.
+    `instead` has a matrix of another precision by the id of the layer's; `seen` gathers the matrices. All else passes.
     """
 
     def __init__(self, kernel: Product | None = None, instead: Mapping[int, Tensor] | None = None):
@@ -193,11 +193,12 @@ class _Program:
     ):  # fmt: skip
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        named = {f"network.{name}": x.detach() for name, x in (*network.named_parameters(), *network.named_buffers())}
-        names, shell = list(named), _Step(network)
-        by_number = {id(x): i for i, x in enumerate(named.values())}
-        numbers = [by_number[i] for i in self._ids(network, matrices, named)]
-        other = [list(named.values())[i].to(dtype) for i in numbers] if dtype != torch.float32 else []
+        shell = _Step(network)
+        named = dict((*shell.named_parameters(), *shell.named_buffers()))
+        names, all_weights = list(named), [x.detach() for x in named.values()]
+        number = {id(x): i for i, x in enumerate(named.values())}
+        numbers = [number[id(matrix)] for matrix in matrices]
+        other = [all_weights[i].to(dtype) for i in numbers] if dtype != torch.float32 else []
         self.changed: list[int] = []
 
         def step(*given: Tensor) -> list[Tensor]:
@@ -213,7 +214,7 @@ class _Program:
             self.changed = [i for i, (a, b) in enumerate(zip(held, new, strict=True)) if a is not b]
             return [logits, *(new[i] for i in self.changed)]
 
-        self.fixed = [*named.values(), *other]
+        self.fixed = [*all_weights, *other]
         example = [*self.fixed, *_tensors(state), tokens]
         traced = make_fx(step)(*example)
         # What the program does not read (a matrix that has a narrow copy) is no input of it.
@@ -227,12 +228,6 @@ class _Program:
         self.fixed = [x for x, is_used in zip(self.fixed, used, strict=False) if is_used]
         self.bytes = sum(x.numel() * x.element_size() for x in (other or matrices))
         self.run = _compile(traced, [x for x, is_used in zip(example, used, strict=True) if is_used])
-
-    @staticmethod
-    def _ids(network: nn.Module, matrices: Sequence[Tensor], named: Mapping[str, Tensor]) -> list[int]:
-        """The ids in `named` of the network's matrices."""
-        whose = {id(x): name for name, x in (*network.named_parameters(), *network.named_buffers())}
-        return [id(named[f"network.{whose[id(m)]}"]) for m in matrices]
 
     def __call__(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         held = _tensors(state)
@@ -249,15 +244,18 @@ class _Decoder:
 
     def __init__(self, network: nn.Module, capacity: int, form: list[Any], program: _Program | None):
         self.network, self.capacity, self.form, self.program = network, capacity, form, program
+        self.shapes = [entry[0] for entry in form if isinstance(entry, tuple)]
 
     def init_state(self, batch: int, capacity: int) -> Any:
-        return self.network.init_state(batch, self.capacity if batch == 1 and capacity <= self.capacity else capacity)
+        fits = self.program is not None and batch == 1 and capacity <= self.capacity
+        return self.network.init_state(batch, self.capacity if fits else capacity)
 
     def step(self, tokens: Tensor, state: Any, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
-        if tokens.shape == (1, 1) and lengths is None and self.program is not None and _form(state) == self.form:
-            return self.program(tokens, state)
-        if lengths is None and len(tokens) == 1:
-            lengths = tokens.new_full((1,), tokens.shape[1])  # so that the state takes the form of the program's
+        if self.program is not None and lengths is None:
+            if tokens.shape == (1, 1) and _form(state) == self.form:
+                return self.program(tokens, state)
+            if len(tokens) == 1 and [x.shape for x in _tensors(state)] == self.shapes:
+                lengths = tokens.new_full((1,), tokens.shape[1])  # the state takes the form of the program's
         return self.network.step(tokens, state, lengths)
 
 

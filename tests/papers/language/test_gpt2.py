@@ -11,6 +11,7 @@ import jingdu
 from jingdu.cli import main
 from jingdu.errors import UsageError
 from jingdu.papers.language.gpt2 import GPT2, sampler, top_k, top_p
+from jingdu.speed import decoding
 
 SMALL = {"vocabulary": 101, "width": 24, "layers": 3, "heads": 4, "context": 37, "dropout": 0.0}
 
@@ -135,6 +136,22 @@ def test_what_does_not_fit_is_said(run: Path, capsys: pytest.CaptureFixture[str]
     assert "bits_per_byte" in capsys.readouterr().out
     assert main(["eval", "gpt2", "--weights", str(run), "--data", str(run.parent / "text.txt"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["perplexity"] > 1
+
+
+def test_optimised_text_is_the_same(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The compiler stays away, for speed: tests/speed/test_decoding.py has it."""
+    monkeypatch.setattr(decoding, "_compile", lambda traced, inputs: traced)
+    monkeypatch.setattr(decoding._Trial, "rank", lambda trial, rounds: [("float32", "mv")])
+    monkeypatch.setattr(decoding._Trial, "time", lambda trial, program, rounds: (1.0, 2.0))
+    words = ["predict", "gpt2", "the cat", "the sun of", "--weights", str(run), "--temperature", "0", "--length", "9"]
+    for more in ([], ["--stream"]):
+        texts = []
+        for optimize in ([], ["--optimize"]):
+            assert main([*words, *more, *optimize]) == 0
+            texts.append(capsys.readouterr().out)
+        assert texts[0] == texts[1]
 
 
 def test_tasks_by_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
