@@ -237,14 +237,16 @@ def makes_text(name: str, alias: str) -> bool:
 
 
 def bench_decoding(
-    name: str, against: str | None = None, *, dtype: str = "float32", rounds: int = FEWEST, device: str = "auto"
-) -> list[dict[str, Any]]:
+    name: str, against: str | None = None, *, dtype: str = "float32", length: int = LENGTH, rounds: int = FEWEST,
+    device: str = "auto",
+) -> list[dict[str, Any]]:  # fmt: skip
     """Time the making of text, greedily at batch 1, against a reference's `generate`: same weights and prompt.
 
     Args:
         name: as in `bench`.
         against: as in `bench`.
         dtype: float32 or bf16, of both networks. Our compiled step takes bf16 for the matrices alone.
+        length: new tokens.
         rounds: pairs of runs that count; at least 6.
         device: auto, cpu, cuda.
 
@@ -260,16 +262,16 @@ def bench_decoding(
     pair = make_pair(name, against, 1, place)
     prompt, kind = pair.inputs[0][0, :PROMPT], DTYPES[dtype]
     quick = optimize_for_decoding(
-        pair.ours, capacity=PROMPT + LENGTH, tolerance=TOLERANCE if dtype == "bf16" else EXACT
+        pair.ours, capacity=PROMPT + length, tolerance=TOLERANCE if dtype == "bf16" else EXACT
     )
     theirs = pair.reference.to(kind)
     plain = pair.ours.to(kind) if kind == torch.float32 else copy.deepcopy(pair.ours).to(kind)
 
-    def text(network: nn.Module, length: int = LENGTH) -> Tensor:
+    def text(network: nn.Module, length: int = length) -> Tensor:
         with torch.inference_mode():
             return generate(network, [prompt], length)[0]
 
-    def their_text(length: int = LENGTH) -> Tensor:
+    def their_text(length: int = length) -> Tensor:
         return theirs.generate(
             prompt[None], attention_mask=torch.ones_like(prompt)[None], max_new_tokens=length, min_new_tokens=length,
             do_sample=False, pad_token_id=0, eos_token_id=None,
@@ -288,7 +290,7 @@ def bench_decoding(
         ("decoding", plain, size),
         ("compiled decoding", quick, quick.optimization.bytes),
     ):
-        title = f"{pair.found.variant} against {pair.alias.partition('/')[0]}, {LENGTH} tokens after {PROMPT}, {dtype}, {mode}"
+        title = f"{pair.found.variant} against {pair.alias.partition('/')[0]}, {length} tokens after {PROMPT}, {dtype}, {mode}"
         row = told(times[mode], times["reference"], title)
         rows.append(row | {
             "reaches": row["interval"][1] >= FLOOR,
@@ -298,19 +300,19 @@ def bench_decoding(
             "dtype": dtype,
             "batch": 1,
             "prompt": PROMPT,
-            "length": LENGTH,
+            "length": length,
             "device": str(place),
             "difference": pair.difference,
             "same_tokens": same[mode],
-            "tokens_per_second": LENGTH / row["ours"],
-            "their_tokens_per_second": LENGTH / row["reference"],
+            "tokens_per_second": length / row["ours"],
+            "their_tokens_per_second": length / row["reference"],
             "bytes": read,
-            "share_of_bandwidth": read * LENGTH / row["ours"] / measured.bandwidth,
+            "share_of_bandwidth": read * length / row["ours"] / measured.bandwidth,
             "limits": measured.as_json(),
             **({"optimization": quick.optimization.as_json()} if network is quick else {}),
         })  # fmt: skip
         print(
-            f"  {LENGTH / row['ours']:.3g} tokens a second, theirs {LENGTH / row['reference']:.3g}; the matrices of each token are "
+            f"  {length / row['ours']:.3g} tokens a second, theirs {length / row['reference']:.3g}; the matrices of each token are "
             f"{rows[-1]['share_of_bandwidth']:.0%} of what this machine can read in that time"
             + (f"; {quick.optimization}" if network is quick else "")
         )

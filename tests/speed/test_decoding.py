@@ -91,19 +91,18 @@ def test_the_bench_makes_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
     prompt = (torch.stack(prompts(37)),)
     monkeypatch.setattr(case, "make_pair", pair)
-    monkeypatch.setattr(case, "LENGTH", 9)
     monkeypatch.setattr(case, "limits", lambda device: Limits({"float32": 1e11, "bf16": 2e11}, 2e10))
     monkeypatch.setattr(decoding, "_compile", lambda traced, inputs: traced)
     monkeypatch.setattr(decoding._Trial, "rank", lambda trial, rounds: [("bf16", "mv"), ("float32", "linear")])
     monkeypatch.setattr(decoding._Trial, "time", lambda trial, program, rounds: (1.0, 2.0))
-    eager, quick = case.bench_decoding("gpt2")
+    eager, quick = case.bench_decoding("gpt2", length=9)
     assert (eager["mode"], quick["mode"]) == ("decoding", "compiled decoding")
     assert eager["same_tokens"] and quick["same_tokens"] and quick["optimization"]["dtype"] == "float32"
     size = 24 * (101 + 2 * 12 * 24)
     assert eager["bytes"] == quick["bytes"] == 4 * size
     assert quick["share_of_bandwidth"] == pytest.approx(4 * size * 9 / quick["ours"] / 2e10)
     assert quick["tokens_per_second"] == pytest.approx(9 / quick["ours"])
-    rows = case.bench_decoding("gpt2", "transformers", dtype="bf16")
+    rows = case.bench_decoding("gpt2", "transformers", dtype="bf16", length=9)
     assert [row["bytes"] for row in rows] == [2 * size] * 2 and rows[1]["optimization"]["dtype"] == "bf16"
     with pytest.raises(UsageError, match="makes no text"):
         case.bench_decoding("resnet18")
