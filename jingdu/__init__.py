@@ -13,6 +13,7 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "optimize_for_decoding",
     "optimize_for_inference",
     "paper",
     "papers",
@@ -32,6 +33,7 @@ _HOME = {
     "evaluate": "jingdu.verbs",
     "export": "jingdu.weights.exporting",
     "bench": "jingdu.speed.case",
+    "optimize_for_decoding": "jingdu.speed.decoding",
     "optimize_for_inference": "jingdu.speed.inference",
 }
 

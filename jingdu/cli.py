@@ -384,6 +384,11 @@ def _predict(words: list[str]) -> int:
     parser.add_argument("inputs", nargs="*", help="image files or folders, texts; none for a sampler")
     parser.add_argument("--weights", help="run folder, file, hf:OWNER/NAME, URL#sha256=..., default")
     parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument(
+        "--optimize",
+        action="store_true",
+        help="compile the making of text first, for one text at a time: by what is quickest here",
+    )
     parser.add_argument("--options", action="store_true", help="print the paper's own options, and stop")
     parser.allow_abbrev = False
     found = canon.resolve(parser.parse_known_args(words)[0].name)
@@ -399,7 +404,7 @@ def _predict(words: list[str]) -> int:
     if "stream" in options and sys.stdout.isatty() and not flags.json:
         options["stream"] = True  # someone is looking
     rows = []
-    for prediction in verbs.predict(flags.name, flags.inputs, flags.weights, **options):
+    for prediction in verbs.predict(flags.name, flags.inputs, flags.weights, optimize=flags.optimize, **options):
         if flags.json:
             if not prediction.more:
                 rows.append({**prediction.data, "files": [str(path) for path in prediction.files]})

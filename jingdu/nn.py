@@ -3,8 +3,10 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from jingdu.errors import UsageError
 
@@ -43,3 +45,41 @@ def quick_layout(x: Float[Tensor, "batch c height width"], fewest: int = 4) -> F
     (ResNet-50 in float32 on two cores: 0.8 times as fast for one image, 1.1 for eight, in training 0.9 and 1.2).
     """
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" and len(x) >= fewest else x
+
+
+AT_ONCE, LARGE = 8, 1 << 18
+"""Parts of a matrix, and numbers from which on one is cut into them, in `linear`."""
+
+
+def linear(
+    x: Float[Tensor, "*batch width"],
+    weight: Float[Tensor, "out width"],
+    bias: Float[Tensor, " out"] | None = None,
+) -> Float[Tensor, "*batch out"]:
+    """`F.linear`; of one vector on a CPU, where all the time is that of reading the weights, as a batch of products.
+
+    A library's product of two matrices is made for many rows. In eight parts at a time it reads a large matrix at
+    21 GB/s, where `F.linear` and `torch.mv` do at 13 (float32, two cores with AVX2, whose memory gives 27).
+    """
+    if has_torch_function_variadic(x, weight):
+        return handle_torch_function(linear, (x, weight), x, weight, bias)
+    rows = len(weight) // AT_ONCE * AT_ONCE
+    if (
+        x.numel() != x.shape[-1] or weight.numel() < LARGE or torch.is_grad_enabled() or not rows
+        or x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32
+        or torch.is_autocast_enabled("cpu") or not weight.is_contiguous()
+    ):  # fmt: skip
+        return F.linear(x, weight, bias)
+    parts = weight[:rows].view(AT_ONCE, -1, weight.shape[1]).transpose(1, 2)
+    y = torch.bmm(x.reshape(1, 1, -1).expand(AT_ONCE, 1, -1), parts).view(rows)
+    if rows < len(weight):
+        y = torch.cat([y, torch.mv(weight[rows:], x.reshape(-1))])
+    y = y.view(*x.shape[:-1], -1)
+    return y if bias is None else y + bias
+
+
+class Linear(nn.Linear):
+    """torch's layer by `linear`."""
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch out"]:
+        return linear(x, self.weight, self.bias)

@@ -86,9 +86,12 @@ def load(run: str | Path) -> Any:
 
 
 def predict(
-    name: str, inputs: Sequence[str], weights: str | Path | None = None, **options: Any
+    name: str, inputs: Sequence[str], weights: str | Path | None = None, *, optimize: bool = False, **options: Any
 ) -> Iterator[Prediction]:
-    """Run a paper's `predict` on inputs (files, texts; none for a sampler)."""
+    """Run a paper's `predict` on inputs (files, texts; none for a sampler).
+
+    `optimize`: of a network that makes one token after the other, compile that step first (`optimize_for_decoding`).
+    """
     found = canon.resolve(name)
     if weights is None:
         published = "; the card names published ones (--weights default)" if found.paper.weights else ""
@@ -97,6 +100,10 @@ def predict(
             f"a file, hf:OWNER/NAME or URL#sha256=...{published}"
         )
     model = canon.create(name, weights=weights)
+    if optimize:
+        from jingdu.speed.decoding import optimize_for_decoding
+
+        model = optimize_for_decoding(model)
     return found.paper.load().predict(model, list(inputs), **options)
 
 

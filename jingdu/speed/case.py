@@ -1,6 +1,7 @@
 """`jingdu bench`: our network and a reference's, with the same weights and the same input, in one paired run."""
 
 import contextlib
+import copy
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jingdu import canon
 from jingdu.errors import Refused, UsageError, unknown
-from jingdu.speed.inference import optimize_for_inference
-from jingdu.speed.paired import FEWEST, compare
+from jingdu.speed.decoding import matrices_of, optimize_for_decoding
+from jingdu.speed.inference import TOLERANCE, optimize_for_inference
+from jingdu.speed.paired import FEWEST, alternate, compare, told
 from jingdu.speed.peak import DTYPES, limits
 from jingdu.speed.references import build_reference, randomise_, save_reference, their_name
 
@@ -23,6 +25,12 @@ FLOOR = 0.97
 """A network whose whole interval lies below is slower than the reference; one against itself gives 0.98 to 1.05."""
 SAME = 1e-3
 """Largest relative difference of outputs at which two float32 networks still do the same work."""
+PROMPT, LENGTH = 32, 64
+"""Tokens that are read, and made one after the other, in the comparison of decoding."""
+SHORT = 24
+"""Tokens that both make beforehand: to be warm, and to see whether they are the same."""
+EXACT = 1e-4
+"""Tolerance of logits in a float32 comparison of decoding; in bf16 it is that of `optimize_for_inference`."""
 LEARNING_RATE = 1e-6
 """Of the training step's update: the work of one, and weights that stay where they are."""
 
@@ -221,9 +229,110 @@ def bench(
     return row
 
 
+def makes_text(name: str, alias: str) -> bool:
+    """Whether a network and its reference make one token after the other."""
+    with torch.device("meta"):
+        ours = canon.create(name)
+    return hasattr(ours, "init_state") and hasattr(ours, "step") and alias.startswith("transformers/")
+
+
+def bench_decoding(
+    name: str, against: str | None = None, *, dtype: str = "float32", length: int = LENGTH, rounds: int = FEWEST,
+    device: str = "auto",
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Time the making of text, greedily at batch 1, against a reference's `generate`: same weights and prompt.
+
+    Args:
+        name: as in `bench`.
+        against: as in `bench`.
+        dtype: float32 or bf16, of both networks. Our compiled step takes bf16 for the matrices alone.
+        length: new tokens.
+        rounds: pairs of runs that count; at least 6.
+        device: auto, cpu, cuda.
+
+    Returns two rows: ours eager, then by `optimize_for_decoding`. Beside what `bench` has, tokens_per_second, same_tokens
+    (the first 24; in bf16 near ties fall either way), and share_of_bandwidth: of the matrices that a token needs, read once
+    for each, in the whole time with the prompt. Raises as `bench`, and UsageError where one of them makes no text.
+    """
+    from jingdu.engine.training import device_of
+
+    if not makes_text(name, their_name(canon.resolve(name), against)):
+        raise UsageError(f"{name} makes no text, or its reference does not: there is nothing to compare")
+    generate, place = canon.paper("rnn").load().generate, device_of(device)
+    pair = make_pair(name, against, 1, place)
+    prompt, kind = pair.inputs[0][0, :PROMPT], DTYPES[dtype]
+    quick = optimize_for_decoding(
+        pair.ours, capacity=PROMPT + length, tolerance=TOLERANCE if dtype == "bf16" else EXACT
+    )
+    theirs = pair.reference.to(kind)
+    plain = pair.ours.to(kind) if kind == torch.float32 else copy.deepcopy(pair.ours).to(kind)
+
+    def text(network: nn.Module, length: int = length) -> Tensor:
+        with torch.inference_mode():
+            return generate(network, [prompt], length)[0]
+
+    def their_text(length: int = length) -> Tensor:
+        return theirs.generate(
+            prompt[None], attention_mask=torch.ones_like(prompt)[None], max_new_tokens=length, min_new_tokens=length,
+            do_sample=False, pad_token_id=0, eos_token_id=None,
+        )[0, PROMPT:]  # fmt: skip
+
+    few = min(SHORT, length)
+    expected = their_text(few)
+    same = {
+        "decoding": torch.equal(text(plain, few), expected),
+        "compiled decoding": torch.equal(text(quick, few), expected),
+    }
+    works = {"decoding": lambda: text(plain), "compiled decoding": lambda: text(quick), "reference": their_text}
+    times = alternate(works, rounds, warmup=0)
+    measured, rows = limits(place), []
+    size = sum(x.numel() for x in matrices_of(plain)) * torch.empty(0, dtype=kind).element_size()
+    for mode, network, read in (
+        ("decoding", plain, size),
+        ("compiled decoding", quick, quick.optimization.bytes),
+    ):
+        title = f"{pair.found.variant} against {pair.alias.partition('/')[0]}, {length} tokens after {PROMPT}, {dtype}, {mode}"
+        row = told(times[mode], times["reference"], title)
+        rows.append(row | {
+            "reaches": row["interval"][1] >= FLOOR,
+            "variant": pair.found.variant,
+            "against": pair.alias,
+            "mode": mode,
+            "dtype": dtype,
+            "batch": 1,
+            "prompt": PROMPT,
+            "length": length,
+            "device": str(place),
+            "difference": pair.difference,
+            "same_tokens": same[mode],
+            "tokens_per_second": length / row["ours"],
+            "their_tokens_per_second": length / row["reference"],
+            "bytes": read,
+            "share_of_bandwidth": read * length / row["ours"] / measured.bandwidth,
+            "limits": measured.as_json(),
+            **({"optimization": quick.optimization.as_json()} if network is quick else {}),
+        })  # fmt: skip
+        print(
+            f"  {length / row['ours']:.3g} tokens a second, theirs {length / row['reference']:.3g}; the matrices of each token are "
+            f"{rows[-1]['share_of_bandwidth']:.0%} of what this machine can read in that time"
+            + (f"; {quick.optimization}" if network is quick else "")
+        )
+    return rows
+
+
 def bench_all(names: Sequence[str], quiet: bool = False, **options: Any) -> list[dict[str, Any]]:
-    """`bench` for several networks; `quiet` prints to the standard error. A wrong name ends it before anything is timed."""
+    """`bench` for several networks, and `bench_decoding` for those that make text; `quiet` prints to the standard error.
+
+    A wrong name ends it before anything is timed.
+    """
     for name in names:
         their_name(canon.resolve(name), options.get("against"))
+    rows: list[dict[str, Any]] = []
     with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
-        return [bench(name, **options) for name in names]
+        for name in names:
+            rows.append(bench(name, **options))
+            if not options.get("train") and makes_text(name, rows[-1]["against"]):
+                few = max(options.get("rounds", 0) // 3, FEWEST)
+                chosen = {key: options[key] for key in ("against", "dtype", "device") if key in options}
+                rows += bench_decoding(name, **chosen, rounds=few)
+    return rows

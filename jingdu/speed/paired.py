@@ -113,22 +113,27 @@ def compare(
     if rounds < FEWEST:
         raise ValueError(f"{name}: {rounds} rounds give no interval; take {FEWEST} or more")
     times = alternate({"ours": ours, "reference": reference}, rounds, warmup)
-    ratios = [b / a for a, b in zip(times["ours"], times["reference"], strict=True)]
+    return told(times["ours"], times["reference"], name, work)
+
+
+def told(ours: Sequence[float], reference: Sequence[float], name: str, work: str | None = None) -> dict[str, Any]:
+    """What `compare` prints and returns, of seconds that were measured in the same rounds."""
+    ratios = [b / a for a, b in zip(ours, reference, strict=True)]
     low, high = median_interval(ratios)
     row = {
         "name": name,
         "ratio": statistics.median(ratios),
         "interval": [low, high],
-        "ours": statistics.median(times["ours"]),
-        "reference": statistics.median(times["reference"]),
-        "rounds": rounds,
+        "ours": statistics.median(ours),
+        "reference": statistics.median(reference),
+        "rounds": len(ratios),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         **({"work": work} if work is not None else {}),
     }
     print(
         f"{name}: {row['ratio']:.3f} times as fast as the reference [{low:.3f}, {high:.3f}] "
-        f"(ours {1000 * row['ours']:.3g} ms, reference {1000 * row['reference']:.3g} ms, {rounds} rounds, "
+        f"(ours {1000 * row['ours']:.3g} ms, reference {1000 * row['reference']:.3g} ms, {len(ratios)} rounds, "
         f"{row['threads']} thread{'s' if row['threads'] > 1 else ''})"
     )
     return row

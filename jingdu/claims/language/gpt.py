@@ -12,7 +12,6 @@ from jingdu.names import Call
 from jingdu.papers.language.gpt import PACKAGES, recipes
 
 READING, TASK = recipes["laptop"].stages
-READING_STEPS, TASK_STEPS = 400, 100
 FEW = "bpe.tokens(of='pydoc_topics', vocabulary=300, length=16)"
 """Text for smoke runs."""
 ARMS = {
@@ -42,14 +41,14 @@ def _task(fold: int, budget: int, **options: Any) -> Stage:
         ),
     ),
     seeds=3,
-    minutes=10.0,
+    minutes=7.0,
     about="A GPT of half a million weights reads the standard library for 400 steps, then sees 200 functions, without names "
     "and comments, and which of eight packages each is from; it is tested on 240 functions of modules that it has not "
     "read. Chance errs in 87.5 %. Every arm takes the same 100 steps over the same functions.",
 )  # fmt: skip
 def pre_training_helps(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     """One network that has read, four ways to learn the task."""
-    steps = lab.budget(full=(READING_STEPS, TASK_STEPS), smoke=(2, 2))
+    steps = lab.budget(full=(READING.steps, TASK.steps), smoke=(2, 2))
     small = lab.budget(full={}, smoke={"networks": {"network": _narrow(READING)}, "batch_size": 4, "data": FEW})
     read = lab.train(READING, seed, steps=steps[0], **small)
     lab.curve("reading", *read.series("loss"), "step", "loss (nats a token)")

@@ -48,6 +48,13 @@ def test_sums_are_normalised_and_the_table_is_used_twice() -> None:
     torch.testing.assert_close(model(x), expected @ model.words.weight.T)
 
 
+def test_weights_start_as_widely_as_asked() -> None:
+    for options, spread in (({}, 0.02), ({"spread": 0.07}, 0.07)):
+        model = GPT(vocabulary=1009, width=96, layers=1, heads=4, context=257, **options)
+        for layer in (model.words, model.places, model.blocks[0].mlp.expand):
+            assert layer.weight.std().item() == pytest.approx(spread, rel=0.05)
+
+
 def test_every_parameter_gets_a_gradient() -> None:
     model = GPT(**SMALL)
     model(torch.randint(101, (3, 37))).square().mean().backward()

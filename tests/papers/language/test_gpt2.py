@@ -11,6 +11,7 @@ import jingdu
 from jingdu.cli import main
 from jingdu.errors import UsageError
 from jingdu.papers.language.gpt2 import GPT2, sampler, top_k, top_p
+from jingdu.speed import decoding
 
 SMALL = {"vocabulary": 101, "width": 24, "layers": 3, "heads": 4, "context": 37, "dropout": 0.0}
 
@@ -22,6 +23,13 @@ def test_residual_projections_start_smaller_and_positions_too() -> None:
         assert block.mlp.project.weight.std().item() == pytest.approx(0.02 / math.sqrt(16), rel=0.05)
         assert block.mlp.expand.weight.std().item() == pytest.approx(0.02, rel=0.05)
         assert (block.mlp.expand.bias == 0).all()
+    assert model.places.weight.std().item() == pytest.approx(0.01, rel=0.05)
+
+
+def test_the_released_code_scales_nothing() -> None:
+    model = GPT2(vocabulary=1009, width=192, layers=8, heads=4, context=257, scaled=False)
+    for layer in (model.blocks[3].attention.project, model.blocks[5].mlp.project):
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert model.places.weight.std().item() == pytest.approx(0.01, rel=0.05)
 
 
@@ -75,6 +83,14 @@ def test_the_sampler_draws_from_what_is_left() -> None:
     assert (sampler(0.0)(logits, None) == 0).all()
 
 
+def test_both_nuclei() -> None:
+    """0.5 + 0.3 crosses 0.75: the released code takes 0.5 alone, the paper of the nucleus both."""
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(2_000, 4)
+    for crossing, last in ((True, 1), (False, 0)):
+        drawn = sampler(p=0.75, crossing=crossing)(logits, torch.Generator().manual_seed(1))
+        assert drawn.max() == last
+
+
 @pytest.mark.parametrize(
     "options, message",
     [({"temperature": -1.0}, "temperature"), ({"temperature": math.nan}, "temperature"), ({"k": 0}, "top-k"),
@@ -120,3 +136,33 @@ def test_what_does_not_fit_is_said(run: Path, capsys: pytest.CaptureFixture[str]
     assert "bits_per_byte" in capsys.readouterr().out
     assert main(["eval", "gpt2", "--weights", str(run), "--data", str(run.parent / "text.txt"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["perplexity"] > 1
+
+
+def test_optimised_text_is_the_same(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The compiler stays away, for speed: tests/speed/test_decoding.py has it."""
+    monkeypatch.setattr(decoding, "_compile", lambda traced, inputs: traced)
+    monkeypatch.setattr(decoding._Trial, "rank", lambda trial, rounds: [("float32", "mv")])
+    monkeypatch.setattr(decoding._Trial, "time", lambda trial, program, rounds: (1.0, 2.0))
+    words = ["predict", "gpt2", "the cat", "the sun of", "--weights", str(run), "--temperature", "0", "--length", "9"]
+    for more in ([], ["--stream"]):
+        texts = []
+        for optimize in ([], ["--optimize"]):
+            assert main([*words, *more, *optimize]) == 0
+            texts.append(capsys.readouterr().out)
+        assert texts[0] == texts[1]
+
+
+def test_tasks_by_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["predict", "gpt2", "the cat of x", "--weights", str(run)]
+    assert main([*words, "--task", "score", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["nats"] > 0 and row["bits_per_byte"] == pytest.approx(row["nats"] / math.log(2) / 12)
+    (tmp_path / "pairs.txt").write_text("the sun\tcat\n")
+    for task in ("summarise", "translate", "answer"):
+        assert main([*words, "--task", task, "--length", "5", "--examples", str(tmp_path / "pairs.txt"), "--json"]) == 0
+        assert isinstance(json.loads(capsys.readouterr().out)[0][task], str)
+    (tmp_path / "pairs.txt").write_text("the sun\n")
+    assert main([*words, "--task", "answer", "--examples", str(tmp_path / "pairs.txt")]) == 2
+    assert "line 1: one tab" in capsys.readouterr().err
