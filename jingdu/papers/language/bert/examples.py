@@ -4,6 +4,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -59,7 +60,7 @@ def _read_lines(of: str, split: Literal["train", "test"], marked: Marked) -> Lin
 
     whole = np.frombuffer(kept(f"lines/{digest.hexdigest()[:40]}.bin", make), dtype="<i4").astype(np.int64)
     ends = np.cumsum([3, *whole[:3]])
-    return Lines(*(whole[a:b] for a, b in zip(ends, ends[1:], strict=False)))
+    return Lines(*(whole[a:b] for a, b in pairwise(ends)))
 
 
 # Segments ----------------------------------------------------------------------------------------------
@@ -114,7 +115,7 @@ def cut_singles(text: Lines, length: int, rng: random.Random, short: float = 0.1
     """The same without second segments: neighbouring lines that fill the length, for pre-training without the pairs."""
     starts, bounds = text.lines.tolist(), text.documents.tolist()
     found = []
-    for first, end in zip(bounds, bounds[1:], strict=False):
+    for first, end in pairwise(bounds):
         target, low = _target(rng, length - 2, short), first
         for at in range(first + 1, end + 1):
             if at == end or starts[at] - starts[low] >= target:
@@ -240,6 +241,7 @@ def examples(
     whole_words: bool = False,
     pairs: bool = True,
     short: float | int = 0.1,
+    tested: int = 1000,
 ) -> Examples:
     """Any text data of `jingdu.data` as examples to pre-train on; a line counts as a sentence.
 
@@ -254,14 +256,19 @@ def examples(
         whole_words: mask whole words.
         pairs: two segments, to be asked whether the second follows; else one.
         short: share of shorter examples.
+        tested: the most examples of the test split, taken from all of it.
 
     Raises UsageError for numbers that make no sense, and what `open_data` and `read_tokenizer` raise.
     """
-    if length < 8 or duplicates < 1 or gaps < 0:
-        raise UsageError(f"examples(length={length}, duplicates={duplicates}, gaps={gaps}): at least 8, 1 and 0")
+    if length < 8 or min(duplicates, tested) < 1 or gaps < 0:
+        raise UsageError(
+            f"examples(length={length}, duplicates={duplicates}, tested={tested}, gaps={gaps}): at least 8, 1, 1, 0"
+        )
     marked = Marked(tokenizer_for(of, vocabulary, family, SPECIAL))
     text = _read_lines(of, split, marked)
     cut = cut_pairs if pairs else cut_singles
     times = duplicates if split == "train" else 1
     cuts = [cut(text, length, random.Random(f"{split} {n}"), short) for n in range(times)]
+    if split == "test" and len(cuts[0]) > tested:
+        cuts = [cuts[0][np.linspace(0, len(cuts[0]) - 1, tested).round().astype(int)]]
     return Examples(text, cuts, marked, length, gaps, whole_words, pairs)

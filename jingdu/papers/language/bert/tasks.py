@@ -19,6 +19,7 @@ from jingdu.engine.loop import load_system
 from jingdu.engine.training import open_source
 from jingdu.errors import UsageError
 from jingdu.metrics.classification import Accuracy
+from jingdu.papers.language.bpe import read_tokenizer
 
 from .examples import LEFT_OUT
 from .model import BERT
@@ -42,15 +43,20 @@ class PreTraining(System):
 
     A batch is one of `Examples`. Evaluation gives word_loss (nats), word_error, and follows_error.
 
-    Raises UsageError for a network with another head than words or pretraining.
+    Args:
+        network: a BERT with head words or pretraining; UsageError for another.
+        start: what to go on from, as in `FineTuning`; all of it, with its heads.
+        previous: the finished stages, by name.
     """
 
-    def __init__(self, network: BERT):
+    def __init__(self, network: BERT, start: str | None = None, previous: Mapping[str, Any] | None = None):
         super().__init__()
         if network.words is None:
             raise UsageError(f"pre-training predicts words: head={network.head!r} is none of words, pretraining")
         self.network = network
         self.words, self.follows = Accuracy(), Accuracy()
+        if start is not None:
+            network.load_state_dict(_trained(start, previous or {}, network.head).state_dict())
 
     def _ask(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         """Logits and targets of the gaps that there are, and the logits of the next sentence."""
@@ -160,7 +166,7 @@ class FineTuning(System):
         return {"squared_error": float(((found - wanted) ** 2).mean()), "correlation": float(agreement)}
 
 
-def _trained(start: str, previous: Mapping[str, Any]) -> BERT:
+def _trained(start: str, previous: Mapping[str, Any], head: str | None = None) -> BERT:
     """The network that `start` names (see `FineTuning`)."""
     if start in previous:
         return previous[start].network
@@ -168,7 +174,7 @@ def _trained(start: str, previous: Mapping[str, Any]) -> BERT:
         return load_system(Path(start)).network
     if not Path(start).exists() and ":" not in start:
         raise UsageError(f"no earlier stage {start!r}, and no run folder or weights: there are {sorted(previous)}")
-    return jingdu.create("bert", weights=start, head=None)
+    return jingdu.create("bert", weights=start, head=head)
 
 
 # Reading answers ---------------------------------------------------------------------------------------
@@ -267,8 +273,6 @@ def sentences(split: Literal["train", "test"], of: str, tokenizer: str, length: 
         tokenizer: the file or folder of a vocabulary.
         length: tokens that an input is cut to.
     """
-    from jingdu.papers.language.bpe import read_tokenizer
-
     return Sentences(open_source(of, split, Stage()), Marked(read_tokenizer(tokenizer)), length)
 
 
