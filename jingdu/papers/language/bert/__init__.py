@@ -60,7 +60,7 @@ __all__ = [
     "read_marks", "roles", "sentence_vectors", "sentences", "shorten", "tag_words", "take_encoder", "windows_of",
 ]  # fmt: skip
 
-_CODE = "bert.examples(of='stdlib(share=0.3)', vocabulary=4096, length=64, duplicates=2, gaps=10)"
+_CODE = "bert.examples(of='stdlib(share=0.3)', vocabulary=2048, length=64, duplicates=2, gaps=10)"
 _SMALL_BERT = "width=128, layers=3, heads=4, context=128, dropout=0.0"
 
 _READING = Stage(
@@ -68,8 +68,8 @@ _READING = Stage(
     system="bert.PreTraining",
     networks={"network": f"bert_base_uncased(head='pretraining', {_SMALL_BERT})"},
     data=_CODE,
-    batch_size=32,
-    steps=1200,
+    batch_size=16,
+    steps=1000,
     optimizer="adamw",
     lr=2e-3,
     eps=1e-6,
@@ -105,7 +105,7 @@ recipes = {
         stages=(_READING,),
         minutes=4,
         expect={"word_error": (0.2, 0.65), "follows_error": (0.0, 0.45)},
-        about="a BERT of 1.2 million weights fills the gaps of the standard library's code",
+        about="a BERT of 0.9 million weights fills the gaps of the standard library's code",
     ),
     "roles": Recipe(
         stages=(
