@@ -29,9 +29,9 @@ def roles_in(source: str) -> list[Named]:
     Names that are none of these (imports, classes that are defined) are left out. Raises SyntaxError.
     """
     starts, at = [], 0
-    for line in source.splitlines(keepends=True):
+    for line in source.split("\n"):  # as ast counts them
         starts.append((at, line.encode()))
-        at += len(line)
+        at += len(line) + 1
 
     def place(line: int, column: int) -> int:
         start, text = starts[line - 1]
@@ -62,7 +62,7 @@ def roles_in(source: str) -> list[Named]:
 
 def _undocumented(source: str, longest: int) -> Iterator[str]:
     """The functions of a module that have three lines or more, no documentation and at most `longest` characters."""
-    lines = source.splitlines()
+    lines = source.split("\n")
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node) is None:
             text = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno]))
@@ -94,10 +94,10 @@ def name_roles(
     wanted, seed = (labelled, fold) if split == "train" else (tested, 0)
     chosen: list[tuple[str, list[Named]]] = []
     count = 0
-    for row in permutation(seed, 0, len(documents)):
+    for row in permutation(seed, 0, len(documents)).tolist():
         (source,) = documents.batch(np.array([row]), Draws(0, 0, [row]))["text"]
         functions = list(_undocumented(source, longest))
-        for number in permutation(seed, 1 + int(row), len(functions))[:OF_A_MODULE]:
+        for number in permutation(seed, 1 + row, len(functions))[:OF_A_MODULE]:
             names = roles_in(functions[number])
             if names and count < wanted:
                 chosen.append((functions[number], names))

@@ -293,6 +293,8 @@ def test_the_encoder_is_taken_and_the_head_is_new() -> None:
     for name, p in new.named_parameters():
         assert torch.equal(p, head if name == "classifier.weight" else dict(old.named_parameters()).get(name, p))
     assert torch.equal(new.pooler.weight, old.pooler.weight)
+    longer = PreTraining(BERT(**SMALL, head="pretraining"), "short", {"short": PreTraining(old)}).network
+    assert all(torch.equal(a, b) for a, b in zip(longer.parameters(), old.parameters(), strict=True))
     frozen = FineTuning(new, frozen=True)
     assert {n for n, p in frozen.named_parameters() if p.requires_grad} == {
         "network.classifier.weight",

@@ -21,7 +21,9 @@ Differs from the paper in:
   lines that are put back and the static duplicates are the released code's (create_pretraining_data.py).
 - A sentence is a line of text, and blank lines do not part documents: a document is a sample of the data.
 - Whole-word masking is the released code's option of 2019.
-- What starts from nothing counts positions from the first column of a batch, padding included, as the released code does.
+- The preset `paper` warms up and decays anew for its second part, the tenth of the steps with 512 tokens; the paper's rate
+  goes on along one line.
+- Positions are counted from the first column of a batch, padding included, as in the released code.
 - `bert_all_minilm_l6_v2` is of Wang et al. 2020 and sentence-transformers: it has a BERT's network and neither head.
 
 Reading order: `model` (the encoder and its heads), `text` (marks), `examples` (gaps and pairs), `tasks` (pre-training and
