@@ -297,7 +297,8 @@ def roles(
         fold: which ones there are to learn from.
     """
     marked = Marked(open_source(tokenizer, "train", Stage()).tokenizer)
-    source = name_roles(split, labelled, tested, fold)
+    # So many characters are about so many tokens: few functions are cut.
+    source = name_roles(split, labelled, tested, fold, longest=5 * length // 2)
     rows, labels = [], []
     for text, names in zip(source.fields["text"], source.fields["names"], strict=True):
         tokens, spans = marked.tokenizer.encode_with_offsets(text, disallowed=())
