@@ -174,11 +174,13 @@ class Stage:
     nesterov: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    bias_correction: bool = True
+    """Adam's and AdamW's averages are divided by what they lack in the first steps; BERT's released optimiser does not."""
     weight_decay: float = 0.0
     decay: Literal["all", "matrices"] = "matrices"
     """Which parameters decay: all, or only those with two axes or more (no biases, no norms)."""
     schedule: str = "constant"
-    """constant, step, multistep, cosine, onecycle, inverse_sqrt, exponential, with their arguments."""
+    """constant, step, multistep, cosine, onecycle, linear, inverse_sqrt, exponential, with their arguments."""
     per_objective: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Optimiser fields that differ for one objective: {"generator": {"lr": 1e-4}}."""
 

@@ -69,6 +69,11 @@ def onecycle(
     return {"lr": high + (low - high) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))}
 
 
+def linear(step: int, total: int, epoch: float, *, warmup: int = 0) -> dict[str, float]:
+    """Down to zero along a line from the first step on; before `warmup` steps, up along another (BERT's optimization.py)."""
+    return {"lr": _warm(step, warmup) if step < warmup else 1 - step / total}
+
+
 def inverse_sqrt(step: int, total: int, epoch: float, *, warmup: int) -> dict[str, float]:
     """Linear warm-up to the peak, then proportional to 1/sqrt(step) (Vaswani et al. 2017, Eq. 3)."""
     return {"lr": min((step + 1) / warmup, math.sqrt(warmup / (step + 1)))}
@@ -94,7 +99,7 @@ def exponential(
 
 
 SCHEDULES: dict[str, Callable[..., dict[str, float]]] = {
-    f.__name__: f for f in (constant, step, multistep, cosine, onecycle, inverse_sqrt, exponential)
+    f.__name__: f for f in (constant, step, multistep, cosine, onecycle, linear, inverse_sqrt, exponential)
 }
 
 
@@ -109,6 +114,39 @@ def make_schedule(text: str) -> Schedule:
     except TypeError as error:
         raise UsageError(f"schedule {text!r}: {error}") from None
     return partial(function, **call.arguments)
+
+
+class _Uncorrected:
+    """Adam or AdamW whose averages start at zero and are taken as they are: theta -= lr m / (sqrt(v) + eps).
+
+    torch divides m by 1 - b1^t and sqrt(v) by sqrt(1 - b2^t). For the length of a step, its rate and its eps (and the
+    share that AdamW decays, which the rate multiplies) are changed so that this cancels.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        kept = [(group["lr"], group["eps"], group["weight_decay"]) for group in self.param_groups]
+        for group in self.param_groups:
+            done = [self.state[p]["step"] for p in group["params"] if self.state[p]]
+            time = int(done[0]) + 1 if done else 1
+            first, second = (1 - beta**time for beta in group["betas"])
+            factor = first / math.sqrt(second)
+            group["lr"], group["eps"] = group["lr"] * factor, group["eps"] / math.sqrt(second)
+            if isinstance(self, torch.optim.AdamW):
+                group["weight_decay"] /= factor
+        try:
+            return super().step(closure)
+        finally:
+            for group, (lr, eps, decay) in zip(self.param_groups, kept, strict=True):
+                group["lr"], group["eps"], group["weight_decay"] = lr, eps, decay
+
+
+class _UncorrectedAdam(_Uncorrected, torch.optim.Adam):
+    pass
+
+
+class _UncorrectedAdamW(_Uncorrected, torch.optim.AdamW):
+    pass
 
 
 def make_optimizer(stage: Stage, system: nn.Module, objective: Objective) -> torch.optim.Optimizer:
@@ -129,7 +167,8 @@ def make_optimizer(stage: Stage, system: nn.Module, objective: Objective) -> tor
         return torch.optim.SGD(groups, lr=stage.lr, momentum=stage.momentum, nesterov=stage.nesterov)
     if stage.optimizer == "adadelta":
         return torch.optim.Adadelta(groups, lr=stage.lr, rho=stage.momentum, eps=stage.eps)
-    kind = torch.optim.Adam if stage.optimizer == "adam" else torch.optim.AdamW
+    kinds = (torch.optim.Adam, torch.optim.AdamW) if stage.bias_correction else (_UncorrectedAdam, _UncorrectedAdamW)
+    kind = kinds[stage.optimizer == "adamw"]
     return kind(groups, lr=stage.lr, betas=stage.betas, eps=stage.eps)
 
 

@@ -139,7 +139,25 @@ def _transformers_decoder(model: Any) -> dict[str, Any]:
     return {**sizes, "vocab_size": model.vocabulary, "bos_token_id": None, "eos_token_id": None}
 
 
+def _transformers_bert(model: Any) -> tuple[str, dict[str, Any]]:
+    """BertConfig, and which of the classes has our network's head."""
+    from jingdu.weights.configs import BERT_HEADS
+
+    words, layer = model.embeddings.words.weight, model.layers[0]
+    values = {
+        "vocab_size": words.shape[0], "hidden_size": words.shape[1], "num_hidden_layers": len(model.layers),
+        "num_attention_heads": layer.attention.heads, "intermediate_size": layer.expand.out_features,
+        "hidden_dropout_prob": layer.dropout.p, "attention_probs_dropout_prob": layer.attention.dropout,
+        "max_position_embeddings": model.context, "type_vocab_size": model.embeddings.segments.num_embeddings,
+        "layer_norm_eps": layer.norm1.eps, "is_decoder": model.causal,
+    }  # fmt: skip
+    if model.head in ("class", "tags"):
+        values["num_labels"] = model.classifier.out_features
+    return next(name for name, head in BERT_HEADS.items() if head == model.head), values
+
+
 _TRANSFORMERS: Mapping[str, Callable[[Any], tuple[str, dict[str, Any]]]] = {
+    "bert": _transformers_bert,
     "gpt": lambda model: ("OpenAIGPTLMHeadModel", _transformers_decoder(model)),
     "gpt2": lambda model: ("GPT2LMHeadModel", _transformers_decoder(model)),
     "resnet": _transformers_resnet,

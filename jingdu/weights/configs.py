@@ -174,7 +174,69 @@ def _transformers_gpt2(config: Config) -> Sizes:
     return _decoder(config, known, defaults)
 
 
+BERT_HEADS: Mapping[str, str | None] = {
+    "BertModel": None,
+    "BertForMaskedLM": "words",
+    "BertLMHeadModel": "words",
+    "BertForPreTraining": "pretraining",
+    "BertForNextSentencePrediction": "follows",
+    "BertForSequenceClassification": "class",
+    "BertForTokenClassification": "tags",
+    "BertForQuestionAnswering": "span",
+    "BertForMultipleChoice": "choice",
+}
+"""transformers' classes -> our heads."""
+
+
+def _transformers_bert(config: Config) -> Sizes:
+    """BertConfig (transformers/models/bert/configuration_bert.py)."""
+    kind = config.get("model_type", "bert")
+    if kind != "bert":
+        raise Refused(f"config.json is of a {printable(kind)}, and not of a bert")
+    for name, wanted in (
+        ("hidden_act", "gelu"), ("position_embedding_type", "absolute"), ("tie_word_embeddings", True),
+        ("add_cross_attention", False),
+    ):  # fmt: skip
+        _need(config, name, wanted)
+    (architecture, *_) = config.get("architectures") or ("BertModel",)
+    if architecture not in BERT_HEADS:
+        raise Refused(f"config.json is of a {printable(architecture)}: known are {', '.join(BERT_HEADS)}")
+    head = BERT_HEADS[architecture]
+    known = {
+        "bert_base_uncased": (30522, 768, 12, 12),
+        "bert_base_cased": (28996, 768, 12, 12),
+        "bert_large_uncased": (30522, 1024, 24, 16),
+        "bert_large_cased": (28996, 1024, 24, 16),
+        "bert_base_multilingual_cased": (119547, 768, 12, 12),
+        "bert_base_chinese": (21128, 768, 12, 12),
+        "bert_all_minilm_l6_v2": (30522, 384, 6, 12),
+    }
+    names = {"vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+    size = tuple(config.get(name, value) for name, value in names.items())
+    variant = next((name for name, of in known.items() if of == size), "bert_base_uncased")
+    overrides: dict[str, Any] = {}
+    if known[variant] != size:
+        overrides = dict(zip(("vocabulary", "width", "layers", "heads"), size, strict=True))
+    dropout = config.get("hidden_dropout_prob", 0.1)
+    for ours, value, usual in (
+        ("context", config.get("max_position_embeddings", 512), 512),
+        ("segments", config.get("type_vocab_size", 2), 2),
+        ("inner", config.get("intermediate_size", 3072), 4 * size[1]),
+        ("eps", config.get("layer_norm_eps", 1e-12), 1e-12),
+        ("dropout", dropout, 0.1),
+        ("attention_dropout", config.get("attention_probs_dropout_prob", 0.1), dropout),
+        ("causal", bool(config.get("is_decoder", False)), False),
+        ("head", head, None),
+    ):
+        overrides |= {} if value == usual else {ours: value}
+    if head not in ("class", "tags"):
+        return Sizes(variant, overrides)
+    count, classes = _labels(config)
+    return Sizes(variant, {**overrides, "labels": count}, classes)
+
+
 _TRANSFORMERS: Mapping[str, Callable[[Config], Sizes]] = {
+    "bert": _transformers_bert,
     "gpt": _transformers_gpt,
     "gpt2": _transformers_gpt2,
     "resnet": _transformers_resnet,

@@ -132,6 +132,8 @@ def export(network: nn.Module, library: str, *, family: str | None = None) -> di
         if entry.ours[0] == key:
             theirs = entry.transform.export([state[name].detach() for name in entry.ours])
             result.update({name: x.contiguous() for name, x in zip(entry.theirs, theirs, strict=True)})
+    if table.bare and table.outside and not any(name.startswith(table.outside) for name in result):
+        return {name.removeprefix(table.prefix): x for name, x in result.items()}  # nothing stands above the encoder
     return result
 
 

@@ -9,6 +9,9 @@ A family's tables are in `keys/<family>.toml`, one for each library:
     ignore = ["*.num_batches_tracked"]      # may be absent, or be there for nothing
     prefix = "model."                       # before all of their names
     bare = true                             # files without the prefix are known too
+    outside = ["head."]                     # names that begin so never have the prefix
+    spare = ["pooler.*"]                    # may be there for nothing, and not be absent
+    old = { ".gamma" = ".weight" }          # endings of names in older files -> those of today
     variants = ["resnet18"]                 # only for these; all without it
 
     [torchvision.lists.features]            # layers that it numbers through, by variant: conv2_1.{*} is
@@ -187,6 +190,9 @@ class KeyTable:
     ignore: tuple[str, ...] = ()
     prefix: str = ""
     bare: bool = False
+    outside: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
+    old: Mapping[str, str] = field(default_factory=dict, compare=False)
     variants: tuple[str, ...] = ()
     numbered: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict, repr=False, compare=False)
     """Variant -> the rules of its lists."""
@@ -204,7 +210,8 @@ class KeyTable:
     def _prefixed(self, entry: Entry | None) -> Entry | None:
         if entry is None or not self.prefix:
             return entry
-        return Entry(entry.ours, tuple(self.prefix + name for name in entry.theirs), entry.transform)
+        theirs = tuple(name if name.startswith(self.outside) else self.prefix + name for name in entry.theirs)
+        return Entry(entry.ours, theirs, entry.transform)
 
     def from_ours(self, key: str) -> Entry | None:
         """What our `key` is there; None without a rule. Raises ValueError where the way back leads elsewhere."""
@@ -222,20 +229,38 @@ class KeyTable:
         """What their `key` is with us; None without a rule."""
         if self._identity:
             return Entry((key,), (key,))
-        if not key.startswith(self.prefix):
+        if not key.startswith((self.prefix, *self.outside)):
             return None
-        bare = key[len(self.prefix) :]
+        bare = key.removeprefix(self.prefix)
         return self._prefixed(next(filter(None, (rule.from_theirs(bare) for rule in self.rules)), None))
 
     def ignores(self, *keys: str) -> bool:
         """Whether one of these may be absent, or be there for nothing."""
         return any(fnmatchcase(key, pattern) for key in keys for pattern in self.ignore)
 
+    def _spares(self, key: str) -> bool:
+        """Whether this may be there for nothing."""
+        return any(fnmatchcase(key, pattern) for pattern in self.spare)
+
+    def _renamed(self, keys: Iterable[str]) -> dict[str, str]:
+        """Names of an older file -> what they would be today, unless that is there as well."""
+        keys, found = set(keys), {}
+        for key in keys:
+            for ending, today in self.old.items():
+                if key.endswith(ending) and (name := key.removesuffix(ending) + today) not in keys:
+                    found[key] = name
+        return found
+
     def fit(self, keys: Iterable[str], expected: Iterable[str]) -> Fit:
         """Compare the keys of a file with those that a network with keys `expected` needs."""
         keys, expected = set(keys), set(expected)
         if self.bare and self.prefix and not any(key.startswith(self.prefix) for key in keys):
             return replace(self, prefix="").fit(keys, expected)
+        if renamed := self._renamed(keys):
+            fit = replace(self, old={}).fit({renamed.get(key, key) for key in keys}, expected)
+            written = {today: key for key, today in renamed.items()}
+            entries = (replace(e, theirs=tuple(written.get(name, name) for name in e.theirs)) for e in fit.entries)
+            return replace(fit, entries=tuple(entries))
         entries: dict[Entry, None] = {}
         strangers = []
         for key in sorted(expected):
@@ -246,13 +271,16 @@ class KeyTable:
                 strangers.append(key)
         needed = {name: entry for entry in entries for name in entry.theirs}
         missing = [name for name in needed if name not in keys and not self.ignores(name, *needed[name].ours)]
-        unexpected = [key for key in sorted(keys - set(needed)) if not self.ignores(key)]
+        unexpected = [key for key in sorted(keys - set(needed)) if not (self.ignores(key) or self._spares(key))]
         here = tuple(entry for entry in entries if keys.issuperset(entry.theirs))
         return Fit(self, here, tuple(sorted(missing)), tuple(unexpected), tuple(strangers))
 
 
 def _table(name: str, raw: Mapping[str, Any]) -> KeyTable:
-    extra = set(raw) - {"rules", "ignore", "prefix", "bare", "variants", "same_as", "more", "lists"}
+    known = {
+        "rules", "ignore", "prefix", "bare", "outside", "spare", "old", "variants", "same_as", "more", "lists",
+    }  # fmt: skip
+    extra = set(raw) - known
     if extra:
         raise ValueError(f"[{name}]: unknown {', '.join(sorted(extra))}")
     numbered: dict[str, tuple[Rule, ...]] = {}
@@ -267,6 +295,9 @@ def _table(name: str, raw: Mapping[str, Any]) -> KeyTable:
         tuple(raw.get("ignore", ())),
         raw.get("prefix", ""),
         raw.get("bare", False),
+        tuple(raw.get("outside", ())),
+        tuple(raw.get("spare", ())),
+        dict(raw.get("old", {})),
         tuple(raw.get("variants", numbered)),
         numbered,
     )
