@@ -11,6 +11,7 @@ __all__ = [
     "bench",
     "create",
     "evaluate",
+    "export",
     "load",
     "optimize_for_inference",
     "paper",
@@ -29,6 +30,7 @@ _HOME = {
     "reproduce": "jingdu.verbs",
     "predict": "jingdu.verbs",
     "evaluate": "jingdu.verbs",
+    "export": "jingdu.weights.exporting",
     "bench": "jingdu.speed.case",
     "optimize_for_inference": "jingdu.speed.inference",
 }

@@ -132,7 +132,7 @@ def resolve(name: str) -> Resolved:
     known: set[str] = set(cards)
     for card in cards.values():
         if name in card.variants:
-            return Resolved(card, name, by_key=False)
+            return Resolved(card, name, by_key=name == card.key)
         if name in card.aliases:
             call = Call.parse(card.aliases[name])
             return Resolved(card, call.name, call.arguments, name.partition("/")[0])
@@ -179,6 +179,7 @@ def create(name: str, weights: str | Path | None = None, **overrides: Any) -> An
         published=found.paper.weights,
         variant=None if found.by_key else found.variant,
         library=found.library,
+        aliases=found.paper.aliases,
         plain=not found.paper.variants,
         own_format=getattr(found.paper.load(), "read_weights", None),
     )

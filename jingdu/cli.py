@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jingdu import __version__, canon
-from jingdu.errors import Interrupted, JingduError, UsageError, unknown
+from jingdu.errors import Interrupted, JingduError, Refused, UsageError, is_out_of_memory, unknown
 
 VERBS = {
     "list": "the papers of the library",
@@ -24,6 +24,7 @@ VERBS = {
     "predict": "use a network: image files, texts, samples",
     "eval": "measure weights on data",
     "bench": "time a network against another library's, with the same weights",
+    "weights": "published weights: what there is, where it is kept, whether it is intact; and the way out",
     "doctor": "this machine, versions and limits",
 }
 
@@ -60,6 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if is_out_of_memory(error):
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            print(f"jingdu: out of memory ({first}): give it more, or less at a time (--batch-size, fewer or smaller "
+                  "inputs)", file=sys.stderr)  # fmt: skip
+            return Refused.exit_code
         print(f"jingdu: a fault of ours, please report it ({type(error).__name__}: {error}); --debug shows where",
               file=sys.stderr)  # fmt: skip
         return 1
@@ -390,12 +396,15 @@ def _predict(words: list[str]) -> int:
     options = _predict_options(found.paper, [*rest, *strange], f"jingdu predict {flags.name}", flags.options)
     if flags.options:
         return 0
+    if "stream" in options and sys.stdout.isatty() and not flags.json:
+        options["stream"] = True  # someone is looking
     rows = []
     for prediction in verbs.predict(flags.name, flags.inputs, flags.weights, **options):
         if flags.json:
-            rows.append({**prediction.data, "files": [str(path) for path in prediction.files]})
+            if not prediction.more:
+                rows.append({**prediction.data, "files": [str(path) for path in prediction.files]})
         else:
-            print(prediction.text)
+            print(prediction.text, end="" if prediction.more else "\n", flush=prediction.more)
             for path in prediction.files:
                 print(f"wrote {path}")
     if flags.json:
@@ -515,6 +524,156 @@ def _bench(words: list[str]) -> int:
         print(json.dumps(rows, ensure_ascii=False, indent=1))
     if out is not None:
         print(f"wrote {save(rows, out)}", file=sys.stderr if as_json else sys.stdout)
+    return 0
+
+
+# weights: no torch but for export -----------------------------------------------------------------
+
+
+def _weights(words: list[str]) -> int:
+    parser = _Parser("jingdu weights", description="Published weights: what there is and what is kept here.")
+    whats = parser.add_subparsers(dest="what", required=True, metavar="list|where|verify|prune|export")
+
+    def what(name: str, about: str) -> argparse.ArgumentParser:
+        one = whats.add_parser(name, help=about, description=about)
+        one.add_argument("--json", action="store_true", help="for programs")
+        return one
+
+    one = what("list", "The published weights of the cards: variant, format, licence, size, and whether they are here.")
+    one.add_argument("name", nargs="?", help="a paper, a variant, or LIBRARY/NAME")
+    one = what("where", "The folders in which weights are kept, or the place of one source.")
+    one.add_argument("source", nargs="?", help="hf:OWNER/NAME[@revision], an address, a file or folder")
+    what("verify", "Read everything that is kept and compare it with its recorded checksum.")
+    one = what("prune", "Remove partial downloads and damaged files; or what is named.")
+    one.add_argument("source", nargs="?", help="only this: hf:OWNER/NAME or an address")
+    one.add_argument("--all", action="store_true", help="all that was fetched")
+    one.add_argument("--older-than", type=float, metavar="DAYS", help="what was fetched more than so many days ago")
+    one.add_argument("--dry-run", action="store_true", help="say it alone")
+    one = what("export", "Write weights as another library reads them.")
+    one.add_argument("name", help="a variant, a paper, or LIBRARY/NAME")
+    one.add_argument("--weights", required=True, help="run folder, file, hf:OWNER/NAME, URL#sha256=..., default")
+    one.add_argument("--to", required=True, help="timm, torchvision, transformers, ...; jingdu: one file of ours")
+    one.add_argument(
+        "--out", required=True, type=Path, help="FILE.safetensors, FILE.pth, or a folder with a config.json"
+    )
+    flags = parser.parse_args(words)
+    return globals()[f"_weights_{flags.what}"](flags)
+
+
+def _megabytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e6:,.1f} MB"
+
+
+def _weights_list(flags: argparse.Namespace) -> int:
+    from jingdu.weights.store import offers
+
+    rows = offers(flags.name)
+    if flags.json:
+        table = [
+            {
+                **{key: getattr(row, key) for key in ("paper", "variant", "format", "licence", "parameters")},
+                **{key: getattr(row.where, key) for key in ("source", "bytes", "state")},
+                "path": str(row.where.path),
+            }
+            for row in rows
+        ]
+        print(json.dumps(table, ensure_ascii=False, indent=1))
+        return 0
+    if not rows:
+        print(f"no published weights of {flags.name or 'any paper'} are known")
+        return 0
+    for row in rows:
+        # Four bytes a parameter is what most files have.
+        size = _megabytes(row.where.bytes) or (f"~{_megabytes(4 * row.parameters)}" if row.parameters else "")
+        here = {"here": "here", "absent": ""}.get(row.where.state, row.where.state)
+        print(f"{row.variant:28} {row.format:13} {size:>12}  {here:8} {row.licence}\n  {row.where.source}")
+    return 0
+
+
+def _weights_where(flags: argparse.Namespace) -> int:
+    from jingdu.weights.download import is_offline
+    from jingdu.weights.hub import endpoint
+    from jingdu.weights.store import kept, places, where
+
+    if flags.source is not None:
+        found = where(flags.source)
+        if flags.json:
+            print(json.dumps({**vars(found), "path": str(found.path)}, ensure_ascii=False, indent=1))
+            return 0
+        size = f", {_megabytes(found.bytes)}" if found.bytes is not None else ""
+        print(f"{found.path} ({found.state}{size})")
+        return 0
+    names = {
+        "address": "fetched from addresses (JINGDU_CACHE)",
+        "by hand": "put there by hand for the hub's (JINGDU_CACHE)",
+        "hub": "fetched from the hub (HF_HUB_CACHE, HF_HOME)",
+    }
+    files = list(kept())
+    rows = [
+        {"place": place, "path": str(path), "files": len(sizes), "bytes": sum(sizes)}
+        for place, path in places().items()
+        for sizes in [[one.bytes for one in files if one.place == place]]
+    ]
+    if flags.json:
+        print(json.dumps({"places": rows, "hub": endpoint(), "offline": is_offline()}, ensure_ascii=False, indent=1))
+        return 0
+    for row in rows:
+        print(f"{row['path']}\n  {names[row['place']]}: {row['files']} files, {_megabytes(row['bytes'])}")
+    print(f"{endpoint()} (HF_ENDPOINT)\n  connections are {'switched off' if is_offline() else 'allowed'}")
+    return 0
+
+
+def _weights_verify(flags: argparse.Namespace) -> int:
+    from jingdu.errors import Refused
+    from jingdu.weights.store import kept
+
+    rows = []
+    for one in kept():
+        row = {"path": str(one.path), "source": one.source, "bytes": one.bytes, "state": one.state()}
+        rows.append(row)
+        if not flags.json:
+            print(f"{row['state']:10} {_megabytes(row['bytes']):>12}  {row['path']}")
+    if flags.json:
+        print(json.dumps(rows, ensure_ascii=False, indent=1))
+    bad = [row["path"] for row in rows if row["state"] in ("damaged", "unreadable")]
+    if bad:
+        raise Refused(f"{len(bad)} of {len(rows)} files are damaged or cannot be read ({bad[0]}): jingdu weights prune")
+    if not flags.json:
+        print(f"{len(rows)} files, none damaged")
+    return 0
+
+
+def _weights_prune(flags: argparse.Namespace) -> int:
+    from jingdu.weights.store import prune
+
+    if sum((flags.source is not None, flags.all, flags.older_than is not None)) > 1:
+        raise UsageError("give one of SOURCE, --all and --older-than")
+    rows = []
+    for one in prune(flags.source, everything=flags.all, older_than=flags.older_than, dry=flags.dry_run):
+        rows.append({**vars(one), "path": str(one.path)})
+        if not flags.json:
+            done = ("would remove" if flags.dry_run else "removed") if one.done else "left, it is being fetched:"
+            print(f"{done} {one.path} ({one.why}, {_megabytes(one.bytes)})")
+    if flags.json:
+        print(json.dumps(rows, ensure_ascii=False, indent=1))
+        return 0
+    gone = [row["bytes"] for row in rows if row["done"]]
+    print(f"{len(gone)} {'would be removed' if flags.dry_run else 'removed'}, {_megabytes(sum(gone))}")
+    return 0
+
+
+def _weights_export(flags: argparse.Namespace) -> int:
+    canon.resolve(flags.name)
+    from jingdu.weights.exporting import export
+
+    done = export(canon.create(flags.name, weights=flags.weights), flags.to, flags.out)
+    if flags.json:
+        print(json.dumps({"files": [str(path) for path in done.files], "network": done.network}, indent=1))
+        return 0
+    for path in done.files:
+        print(f"wrote {path}")
+    if done.network:
+        print(f"for the network {done.network}")
     return 0
 
 

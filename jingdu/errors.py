@@ -61,6 +61,14 @@ class Interrupted(JingduError):
     exit_code = 130
 
 
+_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "memory object")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, torch or the system says that there is no memory left."""
+    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in _MEMORY)
+
+
 def unknown(kind: str, name: str, known: Iterable[str], remedy: str = "") -> UsageError:
     """An error for a name that does not exist, with the nearest ones that do."""
     names = sorted(known)

@@ -25,6 +25,8 @@ def flat(key: str) -> str:
     for module in (first, *others):
         page.add_all(module)
     head = f'r"""{docstring}"""\n' if docstring else ""
+    # Two definitions may name each other in their annotations, and one of them comes first.
+    head += "\nfrom __future__ import annotations\n"
     imports = "\n".join(sorted(page.imports, key=lambda line: (line.startswith("from "), line)))
     return "\n\n".join([head + "\n" + imports, *page.parts]) + "\n"
 

@@ -17,6 +17,8 @@ class Prediction:
     text: str
     data: Mapping[str, Any]
     files: tuple[Path, ...] = ()
+    more: bool = False
+    """A piece of a text that goes on with the next result: the last one has the data of all."""
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def evaluate(
     if (Path(weights) / "recipe.json").exists():
         stage = read_recipe(Path(weights))[-1]
         # The name must be one of the run's networks: a run of another paper is refused by `create`.
-        canon.create(name, weights=weights)
+        model = canon.create(name, weights=weights)
         system = load_system(Path(weights))
     else:
         if data is None:
@@ -129,8 +129,8 @@ def evaluate(
     if data is not None:
         if data.endswith(".txt") and Path(data).is_file():  # all of it: nothing is trained on it here
             data = str(Call("text", {"path": data, "share": 1}))
-        stage = dataclasses.replace(stage, eval_data=data)
-        _check_classes(stage, system)
+        stage = dataclasses.replace(stage, eval_data=_as_trained(data, stage, model))
+        _check_classes(stage, model)
     if batch_size is not None:
         stage = dataclasses.replace(stage, batch_size=batch_size)
     if hasattr(system, "to"):
@@ -138,11 +138,24 @@ def evaluate(
     return evaluate_system(system, stage, place)
 
 
-def _check_classes(stage: Stage, system: Any) -> None:
+def _as_trained(data: str, stage: Stage, network: Any) -> str:
+    """Text data for a network over tokens, through the data function that it was trained by and its own tokenizer."""
+    call = Call.parse(stage.data)
+    paper = call.name.partition(".")[0]
+    if paper == call.name or "of" not in call.arguments or data.startswith(f"{paper}."):
+        return data
+    tokenizer = origin_of(network).tokenizer
+    if tokenizer is None:
+        raise UsageError(
+            "these weights have no tokenizer beside them: give --data with one, as the paper's recipe does"
+        )
+    return str(call.with_arguments(of=data, vocabulary=str(tokenizer)))
+
+
+def _check_classes(stage: Stage, network: Any) -> None:
     """Labels are compared by number, so the two lists of names must agree where both exist."""
     from jingdu.engine.training import open_source
 
-    network = getattr(system, "network", None)
     origin = getattr(network, "origin", None)
     classes = getattr(open_source(stage.eval_data or stage.data, "test", stage), "classes", None)
     if origin is None or origin.classes is None or classes is None:

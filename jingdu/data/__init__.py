@@ -1,10 +1,11 @@
 """Data by name.
 
-Embedded, no network: `digits`, `faces`, `photos`, `scenes`, `stdlib`, `pydoc_topics`. The user's
-own: a folder of images, a .txt file, `text(path="...")`, `hf:OWNER/NAME` or `hf:/PATH` (Hugging Face `datasets`).
+Embedded, no network: `digits`, `affine_digits`, `faces`, `photos`, `scenes`, `stdlib`, `pydoc_topics`, `catalogues`. The
+user's own: a folder of images, a .txt file, `text(path="...")`, `parallel(source="...", target="...")`, `hf:OWNER/NAME` or
+`hf:/PATH` (Hugging Face `datasets`).
 
 Reading order: `base` (the contract), `draws` (random numbers that belong to samples), `preprocess`,
-`images`, `augment`, `embedded`, `scenes`, `hub`.
+`images`, `augment`, `embedded`, `catalogues`, `parallel`, `scenes`, `hub`.
 """
 
 import inspect
@@ -21,8 +22,11 @@ from jingdu.names import Call
 __all__ = ["EMBEDDED", "IMAGENET", "Data", "Preprocess", "Tensors", "open_data"]
 
 EMBEDDED = {
+    "affine_digits": "jingdu.data.embedded",
+    "catalogues": "jingdu.data.catalogues",
     "digits": "jingdu.data.embedded",
     "faces": "jingdu.data.embedded",
+    "parallel": "jingdu.data.parallel",
     "photos": "jingdu.data.embedded",
     "pydoc_topics": "jingdu.data.embedded",
     "scenes": "jingdu.data.scenes",

@@ -33,9 +33,13 @@ def _key(*parts: np.ndarray | int) -> np.ndarray:
 
 
 class Draws:
-    """Random rows for the samples `indices` of `epoch` under `seed`."""
+    """Random rows for the samples `indices` of `epoch` under `seed`.
+
+    A set whose samples are batches made anew in every epoch asks for `seed` and `epoch` themselves.
+    """
 
     def __init__(self, seed: int, epoch: int, indices: Sequence[int] | np.ndarray):
+        self.seed, self.epoch = seed, epoch
         self.keys = _key(seed, epoch, np.asarray(indices, dtype=np.int64))
         self.counter = 0
 
@@ -45,7 +49,7 @@ class Draws:
     def take(self, rows: slice | Sequence[int] | np.ndarray | Tensor) -> "Draws":
         """Independent draws for some of the rows, from where this one stands."""
         part = Draws.__new__(Draws)
-        part.keys, part.counter = self.keys[rows], self.counter
+        part.seed, part.epoch, part.keys, part.counter = self.seed, self.epoch, self.keys[rows], self.counter
         return part
 
     def _words(self, count: int) -> np.ndarray:

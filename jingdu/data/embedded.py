@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from jingdu.data.augment import random_affine
 from jingdu.data.base import Batch, Tensors
 from jingdu.data.draws import Draws, permutation
 from jingdu.data.images import to_channels
@@ -23,7 +24,9 @@ from jingdu.data.shipped import verify_shipped
 from jingdu.data.split import held_out, split_names
 from jingdu.errors import BadInput, Missing, UsageError, need_extra, unknown
 
-__all__ = ["Crops", "Documents", "digits", "faces", "photos", "pydoc_topics", "stdlib", "text"]
+__all__ = [
+    "Crops", "Documents", "MovedDigits", "affine_digits", "digits", "faces", "photos", "pydoc_topics", "stdlib", "text",
+]  # fmt: skip
 
 Split = Literal["train", "test"]
 
@@ -61,7 +64,7 @@ def digits(split: Split, size: int = 8, flat: bool = False, channels: Literal[1,
     """
     from sklearn.datasets import load_digits
 
-    verify_shipped("scikit-learn", "sklearn/datasets/data/digits.csv.gz")
+    verify_shipped("scikit-learn", "sklearn/datasets/data/digits.csv.gz", "sklearn/datasets/descr/digits.rst")
     bunch = load_digits()
     labels = bunch.target.astype(np.int64)
     rows = _stratified(labels, split)
@@ -69,6 +72,40 @@ def digits(split: Split, size: int = 8, flat: bool = False, channels: Literal[1,
     images = _sized(images, size, 1 if flat else channels)
     content = {"features": images.flatten(1)} if flat else {"image": images}
     return Tensors({**content, "label": torch.from_numpy(labels[rows])}, classes=[str(digit) for digit in range(10)])
+
+
+class MovedDigits:
+    """Digits under random affine maps: `fixed` ones are functions of the index alone, others of (seed, epoch, index)."""
+
+    def __init__(self, source: Tensors, size: int, copies: int, channels: Literal[1, 3], fixed: bool):
+        self.source, self.size, self.copies, self.channels, self.fixed = source, size, copies, channels, fixed
+        self.classes = source.classes
+
+    def __len__(self) -> int:
+        return self.copies * len(self.source)
+
+    def batch(self, indices: np.ndarray, draws: Draws) -> Batch:
+        draws = Draws(0, 0, indices) if self.fixed else draws
+        batch = self.source.batch(np.asarray(indices) % len(self.source), draws)
+        moved = random_affine(batch["image"], draws, degrees=30, scale=(0.5, 0.9), shear=0.3, shift=0.2, size=self.size)
+        return {**batch, "image": to_channels(moved, self.channels)}
+
+
+def affine_digits(split: Split, size: int = 20, copies: int = 4, channels: Literal[1, 3] = 1) -> MovedDigits:
+    """`digits`, each turned by up to 30 degrees, sheared, moved, and between a half and nine tenths of the picture wide.
+
+    Harder than digits that stand straight and in the middle, and as many different ones as training may ask for: they
+    are new in every epoch. Test digits are fixed.
+
+    Args:
+        split: train (1,347 digits) or test (450).
+        size: side of the pictures in pixels.
+        copies: how often each digit is in the test split, moved differently.
+        channels: 1, or 3 equal ones.
+    """
+    if not isinstance(size, int) or not isinstance(copies, int) or min(size, copies) < 1:
+        raise UsageError(f"affine_digits(size={size!r}, copies={copies!r}): both are whole numbers from 1 on")
+    return MovedDigits(digits(split), size, copies if split == "test" else 1, channels, split == "test")
 
 
 def faces(split: Split, size: int = 25, channels: Literal[1, 3] = 1) -> Tensors:
@@ -91,21 +128,22 @@ def faces(split: Split, size: int = 25, channels: Literal[1, 3] = 1) -> Tensors:
     )
 
 
-def _shipped(function: str, file: str) -> Any:
-    """What `skimage.data.FUNCTION()` gives, only where its file lies in the installed package.
+def _shipped(function: str, *files: str) -> Any:
+    """What `skimage.data.FUNCTION()` gives, only where the files that it reads lie in the installed package.
 
-    Other functions of that module, and these where a distribution left the file out, would download it.
+    Other functions of that module, and these where a distribution left a file out, would download it.
     """
     try:
         import skimage.data
     except ImportError:
         raise need_extra("scikit-image", "laptop", "the embedded photographs and faces") from None
-    path = Path(skimage.__file__).parent / "data" / file
-    if not path.is_file():
-        raise Missing(
-            f"{path}: scikit-image {skimage.__version__} is installed without it; install its wheel from PyPI"
-        )
-    verify_shipped("scikit-image", f"skimage/data/{file}")
+    for file in files:
+        path = Path(skimage.__file__).parent / "data" / file
+        if not path.is_file():
+            raise Missing(
+                f"{path}: scikit-image {skimage.__version__} is installed without it; install its wheel from PyPI"
+            )
+    verify_shipped("scikit-image", *(f"skimage/data/{file}" for file in files))
     return getattr(skimage.data, function)()
 
 
@@ -121,10 +159,14 @@ def _photo(name: str) -> UInt8[Tensor, "3 height width"]:
     if name in ("china", "flower"):
         from sklearn.datasets import load_sample_image
 
-        verify_shipped("scikit-learn", f"sklearn/datasets/images/{name}.jpg")
+        # Both pictures are read, and what is said of them.
+        images = "sklearn/datasets/images/"
+        verify_shipped("scikit-learn", *(f"{images}{file}" for file in ("china.jpg", "flower.jpg", "README.txt")))
         array = load_sample_image(f"{name}.jpg")
     elif name == "motorcycle":
-        array = _shipped("stereo_motorcycle", "motorcycle_left.png")[0]
+        array = _shipped(
+            "stereo_motorcycle", *(f"motorcycle_{part}" for part in ("left.png", "right.png", "disp.npz"))
+        )[0]
     else:
         array = _shipped(name, f"{name}.jpg" if name == "rocket" else f"{name}.png")
     return torch.from_numpy(np.ascontiguousarray(array[..., :3].transpose(2, 0, 1)))
@@ -259,25 +301,28 @@ def _modules(root: Path, part: str) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def stdlib(split: Split, part: Literal["library", "tests"] = "library") -> Documents:
+def stdlib(split: Split, part: Literal["library", "tests"] = "library", share: float = 0.1) -> Documents:
     """The source of Python's own standard library, one module a sample: `text` and `name`.
 
-    About 9 MB of code; which modules there are depends on the version of Python. A tenth, by their names, is
-    the test split.
+    About 9 MB of code; which modules there are depends on the version of Python. A share of them, by their names, is
+    the test split: a larger one holds all of a smaller one.
 
     Args:
         split: train or test.
         part: the library itself, or its tests where the installation has them.
+        share: how much is held out for testing.
 
-    Raises Missing where Python is installed without its sources.
+    Raises Missing where Python is installed without its sources, UsageError for a share that is none.
     """
+    if not 0 < share < 1:
+        raise UsageError(f"stdlib(share={share!r}): a share is above 0 and below 1")
     if part not in ("library", "tests"):
         raise unknown("part of stdlib", part, ("library", "tests"))
     root = Path(sysconfig.get_paths()["stdlib"])
     names = _modules(root, part)
     if not names:
         raise Missing(f"{root}: this Python has no sources of its {part} there; install one from python.org or conda")
-    return Documents(root, [name for name in names if held_out(name) == (split == "test")], _read_source)
+    return Documents(root, [name for name in names if held_out(name, share) == (split == "test")], _read_source)
 
 
 def pydoc_topics(split: Split) -> Tensors:

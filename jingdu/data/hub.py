@@ -28,12 +28,13 @@ from jingdu.names import Call
 
 __all__ = ["HubData", "open_hub"]
 
-_ARGUMENTS = ("config", "count", "image", "label", "streaming", "text")
+_ARGUMENTS = ("config", "count", "image", "label", "source", "streaming", "target", "text")
 _HELD_OUT = ("test", "validation", "valid", "val", "dev")
 
 
 class HubData(Pictures):
-    """Rows of a `datasets` table: `image`, `label` and `text` as far as it has such columns.
+    """Rows of a `datasets` table: `image`, `label` and `text` as far as it has such columns; or, of parallel text,
+    `source`, `target` and the names of their languages.
 
     `rows` are those of the split. Labels are numbered as their ClassLabel says, or by their sorted values.
     """
@@ -67,6 +68,11 @@ class HubData(Pictures):
             batch["label"] = torch.tensor([self._number(label) for label in labels])
         if "text" in self.columns:
             batch["text"] = [values[self.columns["text"]][row] for row in kept]
+        for side in ("source", "target"):
+            if side in self.columns:
+                column, _, language = self.columns[side].partition(".")
+                batch[side] = [cell[language] if language else cell for cell in values[column]]
+                batch[f"{side}_language"] = [language or column] * len(numbers)
         if self.on_corrupt == "skip":
             batch["rows"] = torch.tensor(kept)
         return batch
@@ -88,7 +94,8 @@ def open_hub(
     """Open OWNER/NAME of the hub, or a folder: what `save_to_disk` wrote, or parquet, CSV and the like.
 
     Arguments in the text: `config` (one of a data set's configurations), `image`, `label`, `text` (columns, where
-    their types leave a choice), `streaming` with `count` (the first rows only, in memory), or `count` alone.
+    their types leave a choice), `source` and `target` (of parallel text: two languages of a column of translations, or
+    two columns of strings), `streaming` with `count` (the first rows only, in memory), or `count` alone.
 
     The test split is test, validation, valid, val or dev, the first whose labels are not hidden; where there is
     none, a tenth of the training rows, by their numbers, is held out.
@@ -186,6 +193,16 @@ def _columns(
 
     def strings(kind: Any) -> bool:
         return isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string")
+
+    if "source" in arguments or "target" in arguments:
+        places = {column: column for column, kind in features.items() if strings(kind)}
+        for column, kind in features.items():
+            if isinstance(kind, datasets.Translation):
+                places |= {language: f"{column}.{language}" for language in kind.languages}
+        for side in ("source", "target"):
+            if arguments.get(side) not in places:
+                raise unknown(f"{side} of {name}", str(arguments.get(side)), places, "Give source and target.")
+        return {side: places[arguments[side]] for side in ("source", "target")}
 
     fits = {
         "image": lambda kind: isinstance(kind, datasets.Image),

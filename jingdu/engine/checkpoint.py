@@ -168,7 +168,7 @@ def verify(checkpoint: Path) -> dict[str, Any]:
         for name, entry in files.items():
             path = checkpoint / name
             if Path(name).name != name or not path.is_file():  # a path, a link to nowhere, a pipe
-                raise Refused(f"{path}: no such file in the checkpoint")
+                raise Refused(f"{checkpoint}: no such file in the checkpoint: {name!r}")
             if path.stat().st_size != entry["bytes"]:
                 raise Refused(f"{path}: it has {path.stat().st_size:,} bytes and was written with {entry['bytes']:,}")
             with open(path, "rb") as file:

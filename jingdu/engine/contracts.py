@@ -166,10 +166,11 @@ class Stage:
     steps: int | None = None
     """Length in steps."""
 
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw", "adadelta"] = "sgd"
     lr: float = 0.1
     """The schedule's peak learning rate."""
     momentum: float = 0.9
+    """SGD's momentum; Adadelta's rho."""
     nesterov: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8

@@ -11,9 +11,12 @@ gradients and optimiser state (FSDP2, `fully_shard`). `torchrun -m jingdu train 
 
 import inspect
 import os
+import select
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -235,6 +238,11 @@ def _cleared(mine: Sequence[Tensor], system: nn.Module) -> Iterator[None]:
 # Entering and leaving -------------------------------------------------------------------------------
 
 
+_kept: list[Any] = []
+"""The groups of the last job. A group waits for its threads when it goes, and one of those may wait for Python's lock:
+Python lets go of the lock then, but a DDP wrapper that outlives `join` and holds the last reference would not."""
+
+
 @contextmanager
 def join(parallel: str | None = None, device: str = "auto") -> Iterator[World]:
     """The world that torchrun's environment describes, or the group that is there already; else one process.
@@ -249,16 +257,41 @@ def join(parallel: str | None = None, device: str = "auto") -> Iterator[World]:
     if not inside and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World(parallel=mode, device=device)
         return
-    if not inside:
-        start_group(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     try:
-        world = World(dist.get_rank(), dist.get_world_size(), mode, _own_device(device))
+        with _ends_at_once():
+            if not inside:
+                start_group(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+            world = World(dist.get_rank(), dist.get_world_size(), mode, _own_device(device))
+            _kept[:] = [dist.group.WORLD, world]
         with _watch(world):
             yield world
             world.wait()  # the first process may hold the store that the others still need
     finally:
-        if not inside:
+        if not inside and dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextmanager
+def _ends_at_once() -> Iterator[None]:
+    """While the processes meet, and nothing has begun, SIGINT and SIGTERM end this one in the middle of its wait.
+
+    A handler of Python's would be called only when the others have come, or after the group's time is up. Raises
+    Interrupted where they do not come.
+    """
+    old: dict[int, Any] = {}
+    with suppress(ValueError):  # not in the main thread: the caller owns the signals
+        for number in (signal.SIGINT, signal.SIGTERM):
+            old[number] = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_connection(error):
+            raise
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise Interrupted(f"the processes of the job did not all come ({first}); go on with --resume") from error
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def start_group(rank: int, size: int, store: Any = None) -> None:
@@ -288,17 +321,83 @@ def _own_device(device: str) -> str:
 @contextmanager
 def _watch(world: World) -> Iterator[None]:
     """Turns a broken connection into the name of the process that broke it."""
+    with _Watcher(world) as watcher:
+        try:
+            yield
+        except RuntimeError as error:  # gloo's and NCCL's errors
+            if not _is_connection(error):
+                raise
+            with suppress(ValueError):  # the launcher asks the others to end, which this one is about to do
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            gone = watcher.gone()
+            alive = [rank for rank in range(world.size) if rank not in gone]
+            names = ", ".join(f"rank {rank} ({what})" for rank, what in gone.items()) or "a process on another machine"
+            stop = Interrupted(f"{names}: the other processes cannot go on without it; go on with --resume")
+            stop.silent = world.rank != min(alive)
+            time.sleep(_LEAVE_SECONDS)
+            raise stop from error
+
+
+_TOGETHER_SECONDS, _LEAVE_SECONDS = 0.2, 0.4
+"""Processes that end this soon after the first one are named with it; who noticed leaves later than that."""
+
+
+class _Watcher:
+    """Hears, in a thread, which processes on this machine end first: the others end because of them.
+
+    A process may notice by the end of one that noticed before it, so afterwards it is too late to look.
+    """
+
+    def __init__(self, world: World):
+        here = os.uname().nodename
+        self.pids = {r: pid for r, (machine, pid) in enumerate(world._peers) if machine == here and r != world.rank}
+        self._first: list[int] = []
+        self._heard = threading.Event()
+        self._awake, self._wake = os.pipe()
+        self._thread = threading.Thread(target=self._listen, daemon=True, name="jingdu-peers")
+
+    def __enter__(self) -> "_Watcher":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._wake)
+        self._thread.join()
+
+    def _listen(self) -> None:
+        poll, ranks = select.poll(), {}
+        poll.register(self._awake, select.POLLHUP)
+        try:
+            for rank, pid in self.pids.items():
+                try:
+                    ranks[descriptor := os.pidfd_open(pid)] = rank
+                    poll.register(descriptor, select.POLLIN)
+                except ProcessLookupError:
+                    self._first.append(rank)
+                except (AttributeError, OSError):  # not on this system
+                    continue
+            if not self._first and self._awake in dict(poll.poll()):
+                return
+            time.sleep(_TOGETHER_SECONDS)
+            self._first += [ranks[descriptor] for descriptor, _ in poll.poll(0) if descriptor in ranks]
+            self._heard.set()
+        finally:
+            for descriptor in (*ranks, self._awake):
+                os.close(descriptor)
+
+    def gone(self) -> dict[int, str]:
+        """The processes on this machine that hang or have died first, by rank; one that was killed may take a moment."""
+        if stopped := [rank for rank, pid in self.pids.items() if _is_stopped(pid)]:
+            return {rank: f"process {self.pids[rank]} is stopped" for rank in stopped}
+        self._heard.wait(1.0)
+        return {rank: f"process {self.pids[rank]} was killed or has died" for rank in sorted(self._first)}
+
+
+def _is_stopped(pid: int) -> bool:
     try:
-        yield
-    except RuntimeError as error:  # gloo's and NCCL's errors
-        if not _is_connection(error):
-            raise
-        gone = _dead(world)
-        alive = [rank for rank in range(world.size) if rank not in gone]
-        names = ", ".join(f"rank {rank} ({what})" for rank, what in gone.items()) or "a process on another machine"
-        stop = Interrupted(f"{names}: the other processes cannot go on without it; go on with --resume")
-        stop.silent = world.rank != min(alive)
-        raise stop from error
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    except OSError:
+        return False
 
 
 def _is_connection(error: RuntimeError) -> bool:
@@ -306,26 +405,3 @@ def _is_connection(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(
         word in text for word in ("connection", "timed out", "gloo", "peer", "nccl")
     )
-
-
-def _dead(world: World) -> dict[int, str]:
-    """The peers on this machine that have died or hang, by rank. One that was killed may take a moment to go."""
-    here = os.uname().nodename
-    for _ in range(10):
-        gone = {}
-        for rank, (machine, pid) in enumerate(world._peers):
-            state = _process_state(pid) if machine == here else ""
-            if state in ("gone", "stopped"):
-                gone[rank] = f"process {pid} {'was killed or has died' if state == 'gone' else 'is stopped'}"
-        if gone:
-            return gone
-        time.sleep(0.1)
-    return {}
-
-
-def _process_state(pid: int) -> str:
-    try:
-        letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "" if not os.path.isdir("/proc/self") else "gone"
-    return {"Z": "gone", "X": "gone", "T": "stopped", "t": "stopped"}.get(letter, "")

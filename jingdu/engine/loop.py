@@ -23,13 +23,14 @@ from torch import nn
 
 import jingdu
 from jingdu.data.preprocess import Preprocess
+from jingdu.engine import parity
 from jingdu.engine.checkpoint import newest_checkpoint, room_for, seal, unseal, write_checkpoint, write_whole
 from jingdu.engine.contracts import Recipe, Stage
 from jingdu.engine.distribute import World, join
 from jingdu.engine.run import Log, NoLog, Progress, Signals, locked, say
 from jingdu.engine.state import read_tree
 from jingdu.engine.systems import build_system
-from jingdu.engine.training import Training, device_of
+from jingdu.engine.training import Training, device_of, load_weights
 from jingdu.engine.trouble import explain
 from jingdu.errors import Interrupted, Refused, UsageError
 
@@ -164,8 +165,8 @@ def _enter(out: Path, recipe: Recipe, resume: bool) -> None:
     if next(out.rglob("log.jsonl"), None) is not None:
         if not resume:
             raise UsageError(f"{out} holds a run already: go on with --resume, or choose another --out")
-        before = [dataclasses.asdict(stage) for stage in read_recipe(out)]
-        now = [dataclasses.asdict(stage) for stage in recipe.stages]
+        # Both as they are in the file: a list is as good as a tuple.
+        before, now = (json.loads(text) for text in (_describe(Recipe(read_recipe(out), 0, {})), described))
         changed = [
             f"{new['name']}.{key}: {old.get(key)!r} -> {value!r}"
             for old, new in zip(before, now, strict=False)
@@ -284,5 +285,14 @@ def _load_stage(folder: Path, stage: Stage, previous: Mapping[str, Any], device:
     networks = {name: canon.create(card["variant"], **card["overrides"]) for name, card in model["networks"].items()}
     system = build_system(stage, networks, previous)
     averaged = checkpoint / "ema.safetensors"
-    system.load_state_dict(read_tree(averaged if averaged.exists() else checkpoint / "model.safetensors"))
-    return system.to(device).eval() if isinstance(system, nn.Module) else system
+    file = averaged if averaged.exists() else checkpoint / "model.safetensors"
+    try:
+        if not isinstance(system, nn.Module):
+            system.load_state_dict(read_tree(file))
+            return system
+        load_weights(system, file)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise Refused(f"{file}: it is not of this system ({type(error).__name__}: {said})") from error
+    parity.check_all({name: getattr(system, name) for name in networks}, checkpoint)
+    return system.to(device).eval()

@@ -28,9 +28,11 @@ def constant(step: int, total: int, epoch: float, *, warmup: int = 0) -> dict[st
     return {"lr": _warm(step, warmup)}
 
 
-def step(step: int, total: int, epoch: float, *, every: float, factor: float = 0.1) -> dict[str, float]:
-    """Times `factor` after each `every` epochs."""
-    return {"lr": factor ** int(step / epoch / every)}
+def step(
+    step: int, total: int, epoch: float, *, every: float, factor: float = 0.1, hold: float | None = None
+) -> dict[str, float]:
+    """Times `factor` after each `every` epochs, for the first time after `hold` (by default `every`)."""
+    return {"lr": factor ** max(1 + math.floor((step / epoch - (every if hold is None else hold)) / every), 0)}
 
 
 def multistep(
@@ -125,6 +127,8 @@ def make_optimizer(stage: Stage, system: nn.Module, objective: Objective) -> tor
     groups = [group for group in groups if group["params"]]
     if stage.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=stage.lr, momentum=stage.momentum, nesterov=stage.nesterov)
+    if stage.optimizer == "adadelta":
+        return torch.optim.Adadelta(groups, lr=stage.lr, rho=stage.momentum, eps=stage.eps)
     kind = torch.optim.Adam if stage.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, lr=stage.lr, betas=stage.betas, eps=stage.eps)
 

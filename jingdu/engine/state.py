@@ -59,4 +59,9 @@ def read_tree(path: Path) -> Any:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no __iter__)
     except (SafetensorError, OSError, ValueError) as error:
         raise Refused(f"{path}: no readable safetensors file ({error})") from None
-    return tensors if plain is None else unpack(tensors, json.loads(plain))
+    try:
+        return tensors if plain is None else unpack(tensors, json.loads(plain))
+    except KeyError as error:
+        raise Refused(f"{path}: the tensor {error} is not there, though the file's own description names it") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise Refused(f"{path}: its description cannot be read ({error})") from None

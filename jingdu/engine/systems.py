@@ -83,6 +83,11 @@ def resolve(name: str) -> Any:
     return getattr(module, attribute)
 
 
+def _kind(stage: Stage) -> Any:
+    name = Call.parse(stage.system).name
+    return READY.get(name) or resolve(name)
+
+
 def build_networks(stage: Stage, data: Any) -> dict[str, Any]:
     """The stage's networks, by name.
 
@@ -90,9 +95,11 @@ def build_networks(stage: Stage, data: Any) -> dict[str, Any]:
     says another (a multiple of 64, for speed).
     """
     networks = {}
+    kind = _kind(stage)
+    classifies = isinstance(kind, type) and issubclass(kind, Classification)
     for name, text in stage.networks.items():
         call = Call.parse(text)
-        if stage.system.startswith("classification") and getattr(data, "classes", None):
+        if classifies and getattr(data, "classes", None):
             call = call.with_defaults(num_classes=len(data.classes))
             if stage.preprocess.channels != 3:
                 call = call.with_defaults(in_channels=stage.preprocess.channels)
@@ -115,7 +122,7 @@ def build_system(stage: Stage, networks: Mapping[str, Any], previous: Mapping[st
     A class with an argument `previous` is given the finished systems of earlier stages by name.
     """
     call = Call.parse(stage.system)
-    kind = READY.get(call.name) or resolve(call.name)
+    kind = _kind(stage)
     arguments = {**networks, **call.arguments}
     if "previous" in inspect.signature(kind).parameters:
         arguments["previous"] = dict(previous or {})

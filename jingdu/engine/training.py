@@ -60,6 +60,8 @@ def functions(calls: Iterable[str], home: str) -> list[Callable[..., Any]]:
 
 def to_device(batch: Batch, device: torch.device, stage: Stage) -> Batch:
     def move(value: Any) -> Any:
+        if isinstance(value, list):  # samples of different shapes
+            return [move(part) for part in value]
         if not isinstance(value, Tensor):
             return value
         if stage.channels_last and value.ndim == 4:
@@ -336,16 +338,16 @@ class Training:
             "preprocess": dataclasses.asdict(self.stage.preprocess),
         }
         kept = self.system if self.is_fit or self.average is None else self.average
-        asked = {name: getattr(kept, name) for name in self.samples}
-        if answers := parity.answers(asked, self.samples):
+        if answers := parity.answers(self.networks(kept), self.samples):
             trees[parity.FILE] = answers
         files = {name: tree_bytes(tree) for name, tree in trees.items()}
         if (tokenizer := getattr(self.data, "tokenizer", None)) is not None:
             files[TOKENIZER] = tokenizer.to_json().encode()
         return {**files, "model.json": json.dumps(model, indent=1).encode()}
 
-    def networks(self) -> dict[str, Any]:
-        return {name: getattr(self.system, name) for name in self.stage.networks}
+    def networks(self, system: Any = None) -> dict[str, Any]:
+        """The stage's networks in the system, or in its average."""
+        return {name: getattr(system or self.system, name) for name in self.stage.networks}
 
     def load(self, checkpoint: Path) -> None:
         """Take up the state of a checkpoint, whatever the number of processes that saved it.
@@ -355,16 +357,20 @@ class Training:
         try:
             self._load(checkpoint)
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise Refused(f"{checkpoint}: it is not of this system ({type(error).__name__}: {error})") from error
+            said = " ".join(str(error).split())
+            raise Refused(f"{checkpoint}: it is not of this system ({type(error).__name__}: {said})") from error
+        # Another device rounds otherwise, and a sharded network cannot be asked alone.
+        if not self.is_fit and self.device.type == "cpu" and not (self.stage.compile or self.world.shard):
+            parity.check_all(self.networks(self.average or self.system), checkpoint)
 
     def _load(self, checkpoint: Path) -> None:
         state = read_tree(checkpoint / "state.safetensors")
         if self.is_fit:
             self.system.load_state_dict(read_tree(checkpoint / "model.safetensors"))
         else:
-            _load(self.system, checkpoint / "model.safetensors")
+            load_weights(self.system, checkpoint / "model.safetensors")
             if self.average is not None:
-                _load(self.average, checkpoint / "ema.safetensors")
+                load_weights(self.average, checkpoint / "ema.safetensors")
             for objective in self.system.objectives:
                 found = state["optimizers"][objective.name]
                 for number, p in enumerate(self._moved_by(objective)):
@@ -379,7 +385,8 @@ class Training:
         self.stream.load_state_dict(state["stream"])
 
 
-def _load(system: nn.Module, file: Path) -> None:
+def load_weights(system: nn.Module, file: Path) -> None:
+    """Load a system's own weights, strictly. Raises Refused for other keys, RuntimeError for other shapes."""
     from jingdu.weights.tables import KeyTable
 
     parameters = dict(system.named_parameters(remove_duplicate=False))

@@ -18,17 +18,15 @@ from torch import Tensor
 
 from jingdu.engine.checkpoint import newest_checkpoint, verify, write_checkpoint
 from jingdu.engine.state import read_tree, tree_bytes
-from jingdu.errors import JingduError, Refused, TrainingFailed
+from jingdu.errors import JingduError, Refused, TrainingFailed, is_out_of_memory
 from jingdu.limits import MEMORY_SHARE, TROUBLE_KEPT
-
-_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "memory object")
 
 
 def explain(training: Any, folder: Path, error: Exception) -> JingduError | None:
     """The error to raise instead of `error`, if it is of a kind that is known here."""
     if isinstance(error, FloatingPointError):
         return _not_finite(training, folder, error)
-    if isinstance(error, MemoryError) or any(text in str(error).lower() for text in _MEMORY):
+    if is_out_of_memory(error):
         return _out_of_memory(training, folder, error)
     return None
 
@@ -111,7 +109,7 @@ def replay(folder: Path, device: str = "cpu") -> str:
     Raises Refused for a folder that is no such thing or was changed.
     """
     from jingdu.engine.loop import load_earlier, stage_from_json
-    from jingdu.engine.training import Training
+    from jingdu.engine.training import Training, to_device
 
     about = verify(folder)
     if "objective" not in about:
@@ -134,9 +132,10 @@ def replay(folder: Path, device: str = "cpu") -> str:
     first: list[str] = []
     for name, module in training.system.named_modules():
         module.register_forward_hook(lambda _m, x, y, name=name: first.append(name) if _any_bad(y) else None)
-    moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
     try:
-        training._update(objective, moved, about["samples"], tuple(about["place"]))
+        training._update(
+            objective, to_device(batch, torch.device(device), stage), about["samples"], tuple(about["place"])
+        )
         lines.append("this time everything is finite: the cause is not in weights, batch or random numbers")
     except FloatingPointError as error:
         gradients = ((name, p.grad) for name, p in training.system.named_parameters() if p.grad is not None)

@@ -35,8 +35,12 @@ class Perplexity:
         """Take one batch into account: `mask` False is padding; `spelled` is how many bytes a row's targets spell."""
         nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
         kept = torch.ones_like(targets, dtype=torch.bool) if mask is None else mask
-        self.nats += float(nats.detach().cpu().double()[kept.cpu()].sum())
-        self.tokens += int(kept.sum())
+        self.add(nats[kept], spelled)
+
+    def add(self, nats: Float[Tensor, "..."], spelled: Int64[Tensor, " batch"] | None = None) -> None:
+        """Take tokens into account whose cross-entropy in nats is known; `spelled` is how many bytes each row spells."""
+        self.nats += float(nats.detach().cpu().double().sum())
+        self.tokens += nats.numel()
         self.bytes += int(spelled.sum()) if spelled is not None else 0
 
     def compute(self) -> dict[str, float]:

@@ -15,6 +15,9 @@ from jingdu.speed.paired import seconds
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 """The precisions that a bench has, by their names on the command line."""
 
+LONG = 0.2
+"""Seconds of a product that is large enough."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -32,12 +35,19 @@ class Limits:
 def matrix_peak(dtype: torch.dtype, device: str | torch.device = "cpu", size: int = 0, repeats: int = 5) -> float:
     """Floating-point operations a second of a `size` x `size` matrix product, the best of some calls.
 
-    A product of two n x n matrices is 2 n^3 operations. `size` 0: 2048, on an accelerator 8192.
+    A product of two n x n matrices is 2 n^3 operations. `size` 0: 8192 on an accelerator; on a CPU the best of sizes up
+    to 2048, of which the larger are left out once a product takes long: a CPU without bf16 units emulates them.
     """
-    n = size or (2048 if torch.device(device).type == "cpu" else 8192)
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    out = torch.empty(n, n, device=device, dtype=dtype)
-    return 2 * n**3 / min(seconds(lambda: torch.mm(a, b, out=out)) for _ in range(repeats + 1))
+    on_cpu = torch.device(device).type == "cpu"
+    best = 0.0
+    for n in (size,) if size else (256, 512, 1024, 2048) if on_cpu else (8192,):
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        out = torch.empty(n, n, device=device, dtype=dtype)
+        took = min(seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out)) for _ in range(repeats + 1))
+        best = max(best, 2 * n**3 / took)
+        if took > LONG:
+            break
+    return best
 
 
 def read_bandwidth(device: str | torch.device = "cpu", mebibytes: int = 256, repeats: int = 5) -> float:

@@ -126,11 +126,37 @@ def _transformers_resnet(model: Any) -> tuple[str, dict[str, Any]]:
     stages = [getattr(model, name) for name in model.stages]
     kind = "bottleneck" if stages[0][0].expansion == 4 else "basic"
     more = {"depths": [len(stage) for stage in stages], "num_labels": model.fc.out_features}
+    more["num_channels"] = model.conv1.in_channels
+    if kind == "bottleneck" and len(stages) > 1:
+        more["downsample_in_bottleneck"] = stages[1][0].conv1.stride == (2, 2)
     return "ResNetForImageClassification", {**sizes, "layer_type": kind, **more}
 
 
-_TRANSFORMERS: Mapping[str, Callable[[Any], tuple[str, dict[str, Any]]]] = {"resnet": _transformers_resnet}
+def _transformers_decoder(model: Any) -> dict[str, Any]:
+    """What GPT2Config and OpenAIGPTConfig call the sizes of a GPT; dropout off, as in ours for inference."""
+    width = model.words.weight.shape[1]
+    sizes = {"n_embd": width, "n_layer": len(model.blocks), "n_head": model.heads, "n_positions": model.context}
+    return {**sizes, "vocab_size": model.vocabulary, "bos_token_id": None, "eos_token_id": None}
+
+
+_TRANSFORMERS: Mapping[str, Callable[[Any], tuple[str, dict[str, Any]]]] = {
+    "gpt": lambda model: ("OpenAIGPTLMHeadModel", _transformers_decoder(model)),
+    "gpt2": lambda model: ("GPT2LMHeadModel", _transformers_decoder(model)),
+    "resnet": _transformers_resnet,
+}
 """Family -> from our network, the class of transformers and the values of its configuration."""
+
+
+def transformers_config(family: str, ours: Any) -> tuple[Any, Any]:
+    """transformers' class for a network of ours, and its configuration.
+
+    Raises UsageError where none is known for the family, Missing where transformers is not installed.
+    """
+    if family not in _TRANSFORMERS:
+        raise UsageError(f"no transformers configuration is known for {family}: take torchvision or timm")
+    kind, values = _TRANSFORMERS[family](ours)
+    network = getattr(import_library("transformers"), kind)
+    return network, network.config_class(**values)
 
 
 def build_reference(card: Paper, name: str, ours: Any) -> nn.Module:
@@ -151,14 +177,9 @@ def build_reference(card: Paper, name: str, ours: Any) -> nn.Module:
             return module.models.get_model(theirs, weights=None)
         if library == "timm":
             return module.create_model(theirs)
-        if card.key not in _TRANSFORMERS:
-            raise UsageError(
-                f"no transformers configuration is known for {card.key}: take --against torchvision or timm"
-            )
         module.utils.logging.disable_progress_bar()
-        kind, values = _TRANSFORMERS[card.key](ours)
-        network = getattr(module, kind)
-        return network(network.config_class(**values))
+        network, config = transformers_config(card.key, ours)
+        return network(config)
 
 
 def save_reference(reference: nn.Module, folder: Path) -> Path:

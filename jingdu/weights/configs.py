@@ -74,7 +74,88 @@ def _transformers_resnet(config: Config) -> Sizes:
     return Sizes(variant, overrides, classes)
 
 
-_TRANSFORMERS: Mapping[str, Callable[[Config], Sizes]] = {"resnet": _transformers_resnet}
+def _transformers_transformer(config: Config) -> Sizes:
+    """MarianConfig (transformers/models/marian/configuration_marian.py); the defaults are those of its class."""
+    if config.get("model_type") != "marian":
+        raise Refused(f"config.json is of a {config.get('model_type')}; of transformers, MarianMTModel is known here")
+    _need(config, "scale_embedding", True)
+    _need(config, "share_encoder_decoder_embeddings", True)
+    _need(config, "tie_word_embeddings", True)
+    for name in ("add_bias_logits", "normalize_before", "normalize_embedding", "add_final_layer_norm"):
+        _need(config, name, False)  # of files from before 5.0, where they could be said
+    heads = config.get("encoder_attention_heads", 16)
+    _need(config, "decoder_attention_heads", heads)
+    activation = {"swish": "swish", "silu": "swish", "relu": "relu"}.get(config.get("activation_function", "gelu"))
+    if activation is None:
+        raise Refused(
+            f"config.json asks for the activation {config.get('activation_function')!r}; ours are relu and swish"
+        )
+    vocabulary, pad = config.get("vocab_size", 58101), config.get("pad_token_id", 58100)
+    _need(config, "decoder_vocab_size", vocabulary)
+    marks = (pad, config.get("eos_token_id", 0), config.get("decoder_start_token_id", 58100))
+    stacks = ("encoder", "decoder")
+    overrides: dict[str, Any] = {
+        "vocabulary": vocabulary,
+        "width": config.get("d_model", 1024),
+        "inner": tuple(config.get(f"{stack}_ffn_dim", 4096) for stack in stacks),
+        "heads": heads,
+        "layers": tuple(config.get(f"{stack}_layers", 12) for stack in stacks),
+        "marks": marks,
+        "activation": activation,
+        "dropout": config.get("dropout", 0.1),
+        "attention_dropout": config.get("attention_dropout", 0.0),
+        "inner_dropout": config.get("activation_dropout", 0.0),
+    }
+    return Sizes("transformer_opus_mt_en_de", overrides)
+
+
+def _decoder(config: Config, sizes_of: Mapping[str, tuple[int, int, int]], defaults: Mapping[str, Any]) -> Sizes:
+    """A GPT by transformers' names n_embd, n_layer, n_head, n_positions; `sizes_of` are width, layers, heads of variants."""
+    found = {name: config.get(name, value) for name, value in defaults.items()}
+    _need(config, "layer_norm_epsilon", 1e-5)
+    if config.get("n_inner") not in (None, 4 * found["n_embd"]):
+        raise Refused(f"config.json asks for n_inner = {config['n_inner']}; our network has four times n_embd")
+    size = (found["n_embd"], found["n_layer"], found["n_head"])
+    variant = next((name for name, of in sizes_of.items() if of == size), next(iter(sizes_of)))
+    overrides: dict[str, Any] = {}
+    if sizes_of[variant] != size:
+        overrides = dict(zip(("width", "layers", "heads"), size, strict=True))
+    for theirs, ours in (("vocab_size", "vocabulary"), ("n_positions", "context")):
+        overrides |= {} if found[theirs] == defaults[theirs] else {ours: found[theirs]}
+    # One dropout for all three: transformers' models are given one value each.
+    overrides |= {} if config.get("resid_pdrop", 0.1) == 0.1 else {"dropout": config["resid_pdrop"]}
+    return Sizes(variant, overrides)
+
+
+def _transformers_gpt(config: Config) -> Sizes:
+    """OpenAIGPTConfig (transformers/models/openai/configuration_openai.py), whose "gelu" is the tanh form."""
+    _need(config, "afn", "gelu")
+    defaults = {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 40478, "n_positions": 512}
+    return _decoder(config, {"gpt1": (768, 12, 12)}, defaults)
+
+
+def _transformers_gpt2(config: Config) -> Sizes:
+    """GPT2Config (transformers/models/gpt2/configuration_gpt2.py)."""
+    for name, wanted in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
+        _need(config, name, wanted)
+    if config.get("activation_function", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"):
+        raise Refused(f"config.json asks for {config['activation_function']}; our network has the tanh form of gelu")
+    known = {
+        "gpt2": (768, 12, 12),
+        "gpt2_medium": (1024, 24, 16),
+        "gpt2_large": (1280, 36, 20),
+        "gpt2_xl": (1600, 48, 25),
+    }
+    defaults = {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024}
+    return _decoder(config, known, defaults)
+
+
+_TRANSFORMERS: Mapping[str, Callable[[Config], Sizes]] = {
+    "gpt": _transformers_gpt,
+    "gpt2": _transformers_gpt2,
+    "resnet": _transformers_resnet,
+    "transformer": _transformers_transformer,
+}
 """Family -> the meaning of its transformers configuration."""
 
 
@@ -92,6 +173,10 @@ _TIMM: Mapping[str, _Timm] = {
     "resnet": _Timm(
         {"num_classes": "num_classes", "in_chans": "in_channels", "output_stride": "output_stride"},
         {"global_pool": "avg"},
+    ),
+    "vgg": _Timm(
+        {"num_classes": "num_classes", "in_chans": "in_channels", "drop_rate": "dropout"},
+        {"global_pool": "avg", "mlp_ratio": 1.0, "output_stride": 32},
     ),
 }
 
@@ -147,6 +232,59 @@ def _timm_preprocess(config: Config) -> Preprocess | None:
         interpolation=config["interpolation"],
         channels=channels,
     )
+
+
+def timm_config(
+    name: str, family: str, overrides: Mapping[str, Any], classes: Sequence[str] | None, preprocess: Preprocess | None
+) -> dict[str, Any]:
+    """timm's config.json for a network of ours: what `_timm` reads. `overrides`: of `build`, beyond the architecture's."""
+    config: dict[str, Any] = {"architecture": name}
+    inner: dict[str, Any] = {}
+    theirs = {ours: theirs for theirs, ours in _TIMM[family].arguments.items()} if family in _TIMM else {}
+    arguments = {theirs[key]: value for key, value in overrides.items() if key in theirs}
+    if "num_classes" in arguments:
+        config["num_classes"] = inner["num_classes"] = arguments.pop("num_classes")
+    if preprocess is not None and preprocess.size is not None and preprocess.shorter_side is not None:
+        size, resize = preprocess.size, preprocess.shorter_side
+        share = size / resize
+        inner |= {
+            "input_size": [preprocess.channels, size, size],
+            # Divided, multiplied and rounded down it must be the same shorter side again.
+            "crop_pct": share if math.floor(size / share) == resize else math.nextafter(share, 0),
+            "crop_mode": "center",
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+            "interpolation": preprocess.interpolation,
+        }
+    if arguments:
+        config["model_args"] = arguments
+    if classes is not None:
+        config["label_names"] = list(classes)
+    return {**config, "pretrained_cfg": inner}
+
+
+def preprocessor_of(preprocess: Preprocess | None) -> dict[str, Any] | None:
+    """A transformers preprocessor_config.json: what `preprocess_of` reads. None where transformers has none like it.
+
+    Its crop rounds an odd margin down, and ours as torchvision's to the even pixel: they may lie one pixel apart.
+    """
+    if preprocess is None or preprocess.size is None or preprocess.channels != 3:
+        return None
+    (resample,) = (number for number, name in _RESAMPLE.items() if name == preprocess.interpolation)
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": preprocess.shorter_side},
+        "resample": resample,
+        "do_center_crop": True,
+        "crop_size": {"height": preprocess.size, "width": preprocess.size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+    }
 
 
 def preprocess_of(config: Config | None) -> Preprocess | None:

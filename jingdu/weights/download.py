@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from jingdu.errors import JingduError, Missing, Refused
-from jingdu.weights.limits import ATTEMPTS, DEADLINE, PROGRESS_BYTES
+from jingdu.limits import ATTEMPTS, HUB_SECONDS, PROGRESS_BYTES
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -41,7 +41,7 @@ class Unreachable(Exception):
 class Patience:
     """How long to go on waiting: `seconds` from the start, and again from each sign of progress."""
 
-    def __init__(self, seconds: float = DEADLINE):
+    def __init__(self, seconds: float = HUB_SECONDS):
         self.seconds = seconds
         self.cancelled = False
         self._bytes = 0
@@ -122,7 +122,7 @@ class _Status(Exception):
 
 def _receive(url: str, part: Path, headers: Mapping[str, str], patience: Patience, show: Callable[..., None]) -> None:
     """Append what is missing of `url` to `part`. Runs in the worker thread."""
-    have = part.stat().st_size if part.exists() else 0
+    have = _size(part)
     ask = {"User-Agent": "jingdu", "Accept-Encoding": "identity", **headers}
     if have:
         ask["Range"] = f"bytes={have}-"
@@ -199,18 +199,50 @@ def _progress(name: str) -> Iterator[Callable[[int, int | None], None]]:
 
 
 @contextlib.contextmanager
-def _alone(part: Path) -> Iterator[None]:
-    """Only one process writes a partial file; the others wait, and find it finished."""
+def alone(part: Path, deadline: float = HUB_SECONDS) -> Iterator[None]:
+    """Only one process writes a partial file; the others wait while it grows, and find it finished.
+
+    Raises Unreachable when it has not grown for `deadline` seconds (0: when another process has it now).
+    """
     try:
         import fcntl
     except ImportError:  # not on this system: the checksum still decides
         yield
         return
     lock = part.with_name(part.name + ".lock")
-    with open(lock, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        lock.unlink(missing_ok=True)  # after success alone: whoever comes later finds the file itself
+    patience, size = Patience(deadline), -1
+    while True:
+        with open(lock, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                now = _size(part)
+                if now > size:
+                    size = now
+                    patience.renew()
+                if patience.left() <= 0:
+                    raise Unreachable("another process is fetching it and gets no further") from None
+            else:
+                # Whoever had the lock before may have removed its file: then this is a lock of nothing.
+                if _is_at(lock, file.fileno()):
+                    yield
+                    lock.unlink(missing_ok=True)  # after success alone: whoever comes later finds the file itself
+                    return
+        time.sleep(0.05)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def fetch(
@@ -220,7 +252,7 @@ def fetch(
     *,
     kind: str = "sha256",
     headers: Mapping[str, str] | None = None,
-    deadline: float = DEADLINE,
+    deadline: float = HUB_SECONDS,
 ) -> None:
     """Make `target` the content of `url` whose checksum starts with `digest`.
 
@@ -231,10 +263,10 @@ def fetch(
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     name = target.name if len(target.name) <= 40 else f"{target.name[:37]}..."
-    with _alone(part), _progress(name) as show:
+    with alone(part, deadline), _progress(name) as show:
         if target.exists():  # another process was quicker
             return
-        resumed = part.exists() and part.stat().st_size > 0
+        resumed = _size(part) > 0
         while True:
             _download(url, part, headers or {}, deadline, show)
             found = checksum(part, kind) if part.exists() else ""
@@ -254,14 +286,14 @@ def fetch(
 def _download(url: str, part: Path, headers: Mapping[str, str], deadline: float, show: Callable[..., None]) -> None:
     """Receive until the server has sent all, over at most `ATTEMPTS` connections that were cut."""
     for number in range(1, ATTEMPTS + 1):
-        before = part.stat().st_size if part.exists() else 0
+        before = _size(part)
         patience = Patience(deadline)
         try:
             return attempt(patience, lambda p=patience: _receive(url, part, headers, p, show))
         except JingduError:
             raise
         except (OSError, http.client.HTTPException, ValueError, _Cut, _Status, Unreachable) as error:
-            size = part.stat().st_size if part.exists() else 0
+            size = _size(part)
             if size > before and number < ATTEMPTS and not isinstance(error, Unreachable):
                 continue
             kept = f"; {size:,} bytes are kept and the next try goes on from there" if size else ""
@@ -288,13 +320,18 @@ def is_offline() -> bool:
     return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in names)
 
 
+def url_place(url: str, sha256: str) -> Path:
+    """Where the content of an address is kept; `sha256` may be a prefix."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(unquote(urlsplit(url).path)).name).lstrip(".") or "weights"
+    return cache_folder() / "weights" / sha256[:16] / name
+
+
 def fetch_url(url: str, sha256: str, *, offline: bool, deadline: float, licence: str, say: Say) -> Path:
     """The verified file of `url` in our cache, fetched if it is not there. `sha256` may be a prefix.
 
     Raises Missing when it cannot be had, with the place where it can be put by hand.
     """
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(unquote(urlsplit(url).path)).name).lstrip(".") or "weights"
-    target = cache_folder() / "weights" / sha256[:16] / name
+    target = url_place(url, sha256)
     by_hand = f"fetch it by hand and put it at {target}"
     if target.exists():
         if checksum(target).startswith(sha256):

@@ -14,7 +14,7 @@ import pickletools
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from jingdu.errors import BadInput, Refused
-from jingdu.weights.limits import DIRECTORY_BYTES, HEADER_BYTES, PICKLE_BYTES, PICKLE_OPCODES
+from jingdu.limits import DIRECTORY_BYTES, HEADER_BYTES, LARGE_NUMBERS, PICKLE_BYTES, PICKLE_OPCODES
+from jingdu.weights.folders import regular
 from jingdu.weights.report import printable
 
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -53,12 +54,11 @@ _ALLOWED = {
     "torch.device",
     "torch.storage.TypedStorage",
     "torch.storage.UntypedStorage",
-    "_codecs.encode",
     "__builtin__.set",
     "builtins.set",
 }
 """What a pickle of tensors and plain values names, beside storage types and dtypes. Narrower than what
-torch itself allows: nothing here makes large objects out of a few bytes."""
+torch itself allows: nothing here makes large objects out of a few bytes, or takes long over them (as a codec may)."""
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
 """Names under which training programs put the weights beside other things."""
@@ -67,7 +67,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
 def kind_of(path: Path) -> str:
     """safetensors, zip or legacy, by content. Raises BadInput for anything else, with what it is if known."""
     try:
-        size = path.stat().st_size
+        size = regular(path).st_size
         with open(path, "rb") as file:
             head = file.read(64)
     except (OSError, ValueError) as error:
@@ -185,10 +185,16 @@ def _check_legacy(path: Path) -> set[int] | None:
 
 def _check_pickle(path: Path, stream: io.BufferedIOBase) -> None:
     """Read through a pickle without running it; refuse what is more than tensors and plain values."""
-    start = stream.tell()
+    start, large = stream.tell(), 0
     for number, (opcode, argument, _) in enumerate(itertools.islice(pickletools.genops(stream), PICKLE_OPCODES + 1)):
         if number == PICKLE_OPCODES or stream.tell() - start > PICKLE_BYTES:
             raise BadInput(path, "it holds too many objects beside its tensors: save the state_dict alone")
+        if isinstance(argument, int) and abs(argument) >= 1 << 60:
+            large += 1  # numbers beyond 61 bits can be made to have one hash, and a dict of them takes for ever
+            if large > LARGE_NUMBERS:
+                raise BadInput(
+                    path, f"it holds more than {LARGE_NUMBERS:,} numbers of over 60 bits: save the state_dict alone"
+                )
         if opcode.name == "GLOBAL":
             name = ".".join(str(argument).split(" "))
             if not (name in _ALLOWED or _is_type_of_torch(name)):
@@ -259,14 +265,31 @@ def save(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, A
             f"{path}: not written, these are keys of a wrapper ({printable(wrapped[0])}): save the network inside "
             "(network.compile() keeps keys clean; .module is inside DataParallel)"
         )
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    # Tensors that share memory are stored apart: a reader gets back every name.
-    content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     header = {"format": "pt"} | ({"jingdu": json.dumps(dict(metadata))} if metadata is not None else {})
+    content = _apart(state)
+    write_aside(Path(path), lambda aside: save_file(content, aside, header))
+
+
+def save_theirs(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write weights under another library's names, as it reads them: safetensors, else by torch.save. Raises Refused."""
+    content = _apart(state)
+    if path.suffix == ".safetensors":
+        write_aside(path, lambda aside: save_file(content, aside, {"format": "pt"}))
+    else:
+        write_aside(path, lambda aside: torch.save(content, aside))
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share memory are stored apart: a reader gets back every name."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
+    """Make one file, whole or not at all: `write` gets another name for it. Raises Refused."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(content, aside, header)
+        write(aside)
         with open(aside, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)

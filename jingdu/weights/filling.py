@@ -106,7 +106,7 @@ def export(network: nn.Module, library: str, *, family: str | None = None) -> di
     """A network's weights under another library's names, as its `load_state_dict` takes them.
 
     Args:
-        network: one of ours.
+        network: one of ours, made by `create` where the names differ between variants.
         library: torchvision, timm, transformers, ...: a table of the network's family.
         family: the paper's key; by default from the network's module (jingdu.papers.<area>.<key>).
 
@@ -121,13 +121,13 @@ def export(network: nn.Module, library: str, *, family: str | None = None) -> di
     if library not in known:
         raise unknown(f"format of {family} weights", library, known)
     state = _network_state(network)
-    table = known[library]
+    table = known[library].of(getattr(getattr(network, "origin", None), "variant", None))
     result: dict[str, Tensor] = {}
     for key in state:
         entry = table.from_ours(key)
         if entry is None and table.ignores(key):
             continue
-        if entry is None or not set(entry.ours) <= set(state):
+        if entry is None or any(name not in state for name in entry.ours):
             raise UsageError(f"{library} has no name for {key}: this network is not one of {library}'s")
         if entry.ours[0] == key:
             theirs = entry.transform.export([state[name].detach() for name in entry.ours])

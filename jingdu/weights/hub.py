@@ -1,7 +1,8 @@
 """Weights from the Hugging Face hub or a mirror of it, with our deadline and our check of the content.
 
-The hub's library lists files, knows the cache and its layout, and reads the user's token. The bytes come
-through `download.fetch`, because the library waits minutes for a silent server and does not hash them.
+The hub's library lists files, adds them to its cache, and reads the user's token. The bytes come through
+`download.fetch`, because the library waits minutes for a silent server and does not hash them. What is in the
+cache is read without the library (its layout: huggingface_hub/file_download.py).
 """
 
 import json
@@ -38,7 +39,28 @@ def parse(source: str) -> tuple[str, str]:
     return match[1], match[2] or "main"
 
 
-def _kind(etag: str) -> str | None:
+def by_hand_folder(repo: str, revision: str = "main") -> Path:
+    """Where a user puts the files of a repository that no connection reaches."""
+    return cache_folder() / "hub" / (repo if revision == "main" else f"{repo}@{revision}")
+
+
+def repository(repo: str) -> Path:
+    """A repository's folder in the hub library's cache."""
+    return hub_cache() / f"models--{repo.replace('/', '--')}"
+
+
+def snapshot(repo: str, revision: str) -> Path | None:
+    """The cached files of a revision (a branch, a tag or a commit), complete or not; None if there are none."""
+    folder = repository(repo)
+    try:
+        commit = (folder / "refs" / revision).read_text("utf-8").strip()
+    except (OSError, ValueError):
+        commit = revision
+    found = folder / "snapshots" / commit
+    return found if re.fullmatch(r"\w[\w.-]*", commit) and found.is_dir() else None
+
+
+def kind_of_tag(etag: str) -> str | None:
     """Which checksum an entity tag of the hub is: large files have their sha256, small ones git's."""
     if re.fullmatch("[0-9a-f]{64}", etag):
         return "sha256"
@@ -50,14 +72,24 @@ def _blob(path: Path) -> Path:
     return Path(os.path.normpath(path.parent / os.readlink(path))) if path.is_symlink() else path
 
 
-def _is_intact(path: Path) -> bool:
-    """Whether a cached file is what its blob is named after."""
-    blob = _blob(path)
-    kind = _kind(blob.name) if blob.parent.name == "blobs" else None
-    return kind is None or checksum(blob, kind) == blob.name
+def is_intact(blob: Path) -> bool | None:
+    """Whether a cached file is what it is named after; None: its name says nothing of its content."""
+    kind = kind_of_tag(blob.name) if blob.parent.name == "blobs" else None
+    return None if kind is None else checksum(blob, kind) == blob.name
 
 
-def _files_of(folder: Path) -> list[Path]:
+def discard(blob: Path) -> None:
+    """Remove a damaged file from the hub's cache, and the names that lead to it."""
+    content = blob.resolve()  # the library may keep it once for all repositories: then the blob is a name of it
+    if content.is_relative_to(hub_cache().resolve()):
+        content.unlink(missing_ok=True)
+    blob.unlink(missing_ok=True)
+    for name in (blob.parents[1] / "snapshots").rglob("*"):
+        if name.is_symlink() and _blob(name) == blob:
+            name.unlink(missing_ok=True)
+
+
+def files_of(folder: Path) -> list[Path]:
     """The files of a complete local snapshot; empty if it has no weights or lacks a shard."""
     name = next((name for name in WEIGHT_FILES if (folder / name).exists()), None)
     if name is None:
@@ -71,21 +103,22 @@ def _files_of(folder: Path) -> list[Path]:
 
 def _cached(repo: str, revision: str, say: Say) -> Path | None:
     """The cached snapshot of a revision, if it is complete and undamaged."""
-    from huggingface_hub import try_to_load_from_cache
-
-    for name in WEIGHT_FILES:
-        found = try_to_load_from_cache(repo, name, cache_dir=hub_cache(), revision=revision)
-        if not isinstance(found, str):
-            continue
-        files = _files_of(Path(found).parent)
-        damaged = [path for path in files if not _is_intact(path)]
-        for path in damaged:
-            say(f"{path}: the cached copy was damaged and is removed")
-            _blob(path).unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
-        if files and not damaged:
-            return Path(found).parent
-    return None
+    folder = snapshot(repo, revision)
+    name = next((name for name in WEIGHT_FILES if folder and (folder / name).exists()), None)
+    if folder is None or name is None:
+        return None
+    # An index of shards is believed when it is known to be whole.
+    beside = (folder / other for other in (*CONFIG_FILES, *TOKENIZER_FILES))
+    first = [folder / name, *(path for path in beside if path.exists())]
+    damaged = [path for path in first if is_intact(_blob(path)) is False]
+    files = files_of(folder) if not damaged else []
+    damaged += [path for path in files if path not in first and is_intact(_blob(path)) is False]
+    for path in damaged:
+        say(f"{path}: the cached copy was damaged and is removed")
+        discard(_blob(path))
+    if damaged:  # without the name of its weights, a snapshot that lacks its configuration now is not taken as it is
+        (folder / name).unlink(missing_ok=True)
+    return folder if files and not damaged else None
 
 
 def hub_folder(source: str, *, offline: bool, deadline: float, licence: str | None, say: Say) -> Path:
@@ -95,13 +128,9 @@ def hub_folder(source: str, *, offline: bool, deadline: float, licence: str | No
     asking the hub), the hub. Raises Missing, UsageError, or Refused for wrong content.
     """
     repo, revision = parse(source)
-    by_hand = cache_folder() / "hub" / (repo if revision == "main" else f"{repo}@{revision}")
-    if by_hand.is_dir() and _files_of(by_hand):
+    by_hand = by_hand_folder(repo, revision)
+    if files_of(by_hand):
         return by_hand
-    try:
-        import huggingface_hub  # noqa: F401
-    except ImportError:
-        raise need_extra("huggingface_hub", "hub", source) from None
     cached = _cached(repo, revision, say)
     if cached is not None:
         return cached
@@ -115,6 +144,10 @@ def hub_folder(source: str, *, offline: bool, deadline: float, licence: str | No
 
     if offline:
         raise missing("it is not in the cache and connections are switched off")
+    try:
+        import huggingface_hub  # noqa: F401
+    except ImportError:
+        raise need_extra("huggingface_hub", "hub", source) from None
     try:
         return _fetch_snapshot(source, repo, revision, deadline, licence, say)
     except Unreachable as error:
@@ -153,13 +186,13 @@ def _fetch_snapshot(source: str, repo: str, revision: str, deadline: float, lice
         nonlocal said
         url = hf_hub_url(repo, name, revision=revision, endpoint=address)
         meta = ask(lambda: get_hf_file_metadata(url, token=token, endpoint=address, timeout=deadline))
-        kind = _kind(meta.etag or "")
+        kind = kind_of_tag(meta.etag or "")
         if kind is None:
             raise Unreachable(f"{address} gives no checksum for {name}")
         if not said:
             said = True
             say(f"fetching {source} from {address} (licence of the weights: {licence or stated})")
-        blob = hub_cache() / f"models--{repo.replace('/', '--')}" / "blobs" / meta.etag
+        blob = repository(repo) / "blobs" / meta.etag
         if not blob.exists():
             headers = {k: v for k, v in build_hf_headers(token=token).items() if k.lower() == "authorization"}
             fetch(url, blob, meta.etag, kind=kind, headers=headers, deadline=deadline)
@@ -172,7 +205,7 @@ def _fetch_snapshot(source: str, repo: str, revision: str, deadline: float, lice
                 )
             )
         )
-        if link.resolve() != blob.resolve() and not _is_intact(link):
+        if link.resolve() != blob.resolve() and is_intact(_blob(link)) is False:
             raise Refused(f"{source}: wrong content in {name}")
         patience.renew()
         return link

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from jingdu.data.preprocess import Preprocess
 from jingdu.errors import BadInput, Refused, UsageError
+from jingdu.limits import HUB_SECONDS
 from jingdu.weights.configs import Sizes, preprocess_from, sizes
 from jingdu.weights.download import Say, say_to_stderr
 from jingdu.weights.files import kind_of, read_metadata
 from jingdu.weights.filling import fill, fill_network, load_plain, own_fit, read
-from jingdu.weights.limits import DEADLINE
-from jingdu.weights.sources import Located, locate
+from jingdu.weights.sources import Located, foreign_folder, locate
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,10 @@ class Weights:
     def _fill_plain(self, model: Any) -> None:
         from jingdu.engine.state import read_tree
 
-        (file, *more) = self.located.files
-        if not more and self.located.kind == "file" and not self.is_ours and hasattr(model, "read_file"):
-            model.read_file(file)
+        if self.located.kind != "checkpoint" and not self.is_ours and hasattr(model, "read_file"):
+            model.read_file(self.located.path)
             return
+        (file, *more) = self.located.files
         if more or kind_of(file) != "safetensors":
             raise Refused(f"{self.description}: a {type(model).__name__} is read from a run or a file of ours alone")
         load_plain(model, read_tree(file), self.network or "model", self.description)
@@ -123,7 +123,7 @@ def open_weights(
     library: str | None = None,
     aliases: Mapping[str, str] | None = None,
     offline: bool | None = None,
-    deadline: float = DEADLINE,
+    deadline: float = HUB_SECONDS,
     say: Say = say_to_stderr,
     plain: bool = False,
     own_format: Callable[[Path], tuple[Mapping[str, Any], Mapping[str, Tensor]] | None] | None = None,
@@ -144,20 +144,21 @@ def open_weights(
         library: the format, from a qualified name; files that we wrote ignore it.
         aliases: the card's aliases, so that timm's architectures with other names are known.
         offline, deadline, say: see `locate`.
-        plain: the paper has plain objects, no networks: a file may be in the format of its field, which the
-            object's `read_file(path)` reads, and no tensors.
+        plain: the paper has plain objects, no networks: a file or folder may be in the format of its field, which
+            the object's `read_file(path)` reads, and no tensors.
         own_format: the paper's `read_weights(path)`: of a file in the format of its field the arguments of `build`
             and the tensors by our names, of another file None.
 
     Raises UsageError for an unreadable source, or weights that say they are of another variant than the asked
     one; Missing for weights that are not here and cannot be fetched; Refused for damaged ones.
     """
-    located = locate(source, published=published, variant=variant, offline=offline, deadline=deadline, say=say)
+    found = foreign_folder(source) if plain else None
+    located = found or locate(source, published=published, variant=variant, offline=offline, deadline=deadline, say=say)
     if located.kind == "checkpoint":
         return _from_checkpoint(located, family, variants, variant)
-    if own_format is not None and located.kind == "file" and (found := own_format(located.path)) is not None:
-        return Weights(located, family, located.variant, found[0], tensors=found[1])
-    ours = None if plain and not _is_safetensors(located) else _from_own_file(located, family)
+    if own_format is not None and located.kind == "file" and (read_here := own_format(located.path)) is not None:
+        return Weights(located, family, located.variant, read_here[0], tensors=read_here[1])
+    ours = None if found or (plain and not _is_safetensors(located)) else _from_own_file(located, family)
     if ours is not None:
         _same(ours.variant, variant, located)
         return ours

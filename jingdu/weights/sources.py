@@ -2,15 +2,16 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from jingdu.errors import Missing, Refused, UsageError
+from jingdu.limits import HUB_SECONDS
 from jingdu.weights.download import Say, fetch_url, is_offline, say_to_stderr
 from jingdu.weights.folders import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, read_json, shard_paths
 from jingdu.weights.hub import hub_folder
-from jingdu.weights.limits import DEADLINE
 
 KINDS = "a file, a folder, a run folder, hf:OWNER/NAME[@revision], URL#sha256=HEX, or default"
 
@@ -69,7 +70,7 @@ def locate(
     published: Sequence[Mapping[str, Any]] = (),
     variant: str | None = None,
     offline: bool | None = None,
-    deadline: float = DEADLINE,
+    deadline: float = HUB_SECONDS,
     say: Say = say_to_stderr,
 ) -> Located:
     """Find the weights of a source on this machine, or fetch them.
@@ -103,7 +104,7 @@ def locate(
         revision = f"@{folder.name}" if folder.parent.name == "snapshots" else ""
         return _folder(folder, text, text.partition("@")[0] + revision if revision else text, stated)
     if "://" in text:
-        url, digest = _address(text, entry)
+        url, digest = address(text, entry)
         path = fetch_url(url, digest, offline=offline, deadline=deadline, licence=licence or "not stated", say=say)
         return Located(text, "file", path, text, **stated, files={path: None})
     return _local(Path(text), text, say, stated)
@@ -120,7 +121,7 @@ def _published(published: Sequence[Mapping[str, Any]], variant: str | None) -> M
     )
 
 
-def _address(text: str, entry: Mapping[str, Any]) -> tuple[str, str]:
+def address(text: str, entry: Mapping[str, Any]) -> tuple[str, str]:
     """An http(s) address and the sha256 (or, for a published one, the start of it) of its content."""
     url, _, fragment = text.partition("#")
     if not re.match("https?://[^/]", url):
@@ -158,12 +159,12 @@ def _local(path: Path, text: str, say: Say, stated: Mapping[str, Any]) -> Locate
 def _folder(path: Path, text: str, about: str, stated: Mapping[str, Any], say: Say = say_to_stderr) -> Located:
     from jingdu.engine.checkpoint import newest_checkpoint, verify
 
-    if (path / "recipe.json").exists() or any((path / "checkpoints").glob("step-*")):
+    if _is_run(path):
         newest = newest_checkpoint(path, warn=lambda line: say(f"warning: {line}"))
         if newest is None:
             raise Refused(f"{path}: this run has no checkpoint yet")
         return _checkpoint(newest, text)
-    if (path / "model.json").exists() or (path / "manifest.json").exists():
+    if _is_checkpoint(path):
         verify(path)
         return _checkpoint(path, text)
     name = next((name for name in WEIGHT_FILES if (path / name).exists()), None)
@@ -173,6 +174,23 @@ def _folder(path: Path, text: str, about: str, stated: Mapping[str, Any], say: S
     if name.endswith(".index.json"):
         files = {shard: frozenset(keys) for shard, keys in shard_paths(path / name).items()}
     return Located(text, "folder", path, about, **stated, files=files)
+
+
+def foreign_folder(source: str | Path) -> Located | None:
+    """A folder on this machine that is no run and no checkpoint of ours, whatever it holds; None for anything else."""
+    path = Path(source).expanduser()
+    with suppress(OSError, ValueError):
+        if path.is_dir() and not _is_run(path) and not _is_checkpoint(path):
+            return Located(str(source), "folder", path, str(source))
+    return None
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "recipe.json").exists() or any((path / "checkpoints").glob("step-*"))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return (path / "model.json").exists() or (path / "manifest.json").exists()
 
 
 def _checkpoint(path: Path, text: str) -> Located:

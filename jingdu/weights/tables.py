@@ -8,7 +8,11 @@ A family's tables are in `keys/<family>.toml`, one for each library:
              ["qkv.{*}", ["q.{*}", "k.{*}", "v.{*}"], "concatenate(0)"]]        # three of theirs
     ignore = ["*.num_batches_tracked"]      # may be absent, or be there for nothing
     prefix = "model."                       # before all of their names
+    bare = true                             # files without the prefix are known too
     variants = ["resnet18"]                 # only for these; all without it
+
+    [torchvision.lists.features]            # layers that it numbers through, by variant: conv2_1.{*} is
+    vgg11 = "conv1_1 . . conv2_1"           # features.3.{*} here; a dot is a layer without tensors
 
     [timm]
     same_as = "torchvision"
@@ -20,7 +24,7 @@ used. Every rule has the same fields on both sides, so it can be read backwards.
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -181,13 +185,20 @@ class KeyTable:
     rules: tuple[Rule, ...] = ()
     ignore: tuple[str, ...] = ()
     prefix: str = ""
+    bare: bool = False
     variants: tuple[str, ...] = ()
+    numbered: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict, repr=False, compare=False)
+    """Variant -> the rules of its lists."""
     _identity: bool = field(default=False, repr=False)
 
     @classmethod
     def identity(cls) -> "KeyTable":
         """Our own format."""
         return cls(OWN, _identity=True)
+
+    def of(self, variant: str | None) -> "KeyTable":
+        """The table of one variant: with the rules of its lists, where there are some."""
+        return replace(self, rules=self.rules + self.numbered.get(variant or "", ()), numbered={})
 
     def _prefixed(self, entry: Entry | None) -> Entry | None:
         if entry is None or not self.prefix:
@@ -222,6 +233,8 @@ class KeyTable:
     def fit(self, keys: Iterable[str], expected: Iterable[str]) -> Fit:
         """Compare the keys of a file with those that a network with keys `expected` needs."""
         keys, expected = set(keys), set(expected)
+        if self.bare and self.prefix and not any(key.startswith(self.prefix) for key in keys):
+            return replace(self, prefix="").fit(keys, expected)
         entries: dict[Entry, None] = {}
         strangers = []
         for key in sorted(expected):
@@ -238,15 +251,23 @@ class KeyTable:
 
 
 def _table(name: str, raw: Mapping[str, Any]) -> KeyTable:
-    extra = set(raw) - {"rules", "ignore", "prefix", "variants", "same_as"}
+    extra = set(raw) - {"rules", "ignore", "prefix", "bare", "variants", "same_as", "lists"}
     if extra:
         raise ValueError(f"[{name}]: unknown {', '.join(sorted(extra))}")
+    numbered: dict[str, tuple[Rule, ...]] = {}
+    for key, by_variant in raw.get("lists", {}).items():
+        for variant, text in by_variant.items():
+            places = [(place, word) for place, word in enumerate(text.split()) if word != "."]
+            rules = [Rule(f"{word}.{{*}}", f"{key}.{place}.{{*}}") for place, word in places]
+            numbered[variant] = (*numbered.get(variant, ()), *rules)
     return KeyTable(
         name,
         tuple(Rule(*rule) for rule in raw.get("rules", ())),
         tuple(raw.get("ignore", ())),
         raw.get("prefix", ""),
-        tuple(raw.get("variants", ())),
+        raw.get("bare", False),
+        tuple(raw.get("variants", numbered)),
+        numbered,
     )
 
 
@@ -295,7 +316,7 @@ def detect(
     """
     keys, expected = set(keys), set(expected)
     known = {
-        name: table
+        name: table.of(variant)
         for name, table in tables(family).items()
         if not table.variants or variant is None or variant in table.variants
     }

@@ -1,9 +1,10 @@
 """How a tensor of another library becomes ours, and back: small invertible steps, written as text.
 
 "transpose"                                       a matrix stored as [in, out]
-"reshape((4096, 25088), (4096, 512, 7, 7))"       their shape, our shape
+"reshape((-1, 25088), (-1, 512, 7, 7))"           their shape, our shape; -1 is any size
 "permute(3, 2, 0, 1) | flip(1)"                   steps apply from left to right
-"concatenate(0)"                                  several of theirs are one of ours
+"concatenate(0)"                                  several of theirs, of one shape, are one of ours
+"sum"                                             the same, added up; back, the first is ours and the others are zero
 "split(0)"                                        one of theirs is several of ours, in equal parts
 """
 
@@ -24,6 +25,19 @@ def _equal_parts(tensor: Tensor, parts: int, axis: int) -> Tensors:
     return list(tensor.chunk(parts, axis))
 
 
+def _reshape(tensor: Tensor, was: Sequence[int], becomes: Sequence[int]) -> Tensor:
+    """A transposed matrix has as many numbers and would become another one: the shape before must be the stated."""
+    if len(was) != tensor.ndim or any(n not in (-1, size) for n, size in zip(was, tensor.shape, strict=True)):
+        raise ValueError(f"a tensor of shape {list(was)} was expected, not {list(tensor.shape)}")
+    return tensor.reshape(becomes)
+
+
+def _concatenate(tensors: Tensors, axis: int) -> Tensor:
+    if any(tensor.shape != tensors[0].shape for tensor in tensors):
+        raise ValueError(f"parts of different shapes: {[list(tensor.shape) for tensor in tensors]}")
+    return torch.cat(tensors, axis)
+
+
 def _reorder(tensor: Tensor, axis: int, order: Sequence[int]) -> Tensor:
     """Equal parts of an axis in another order, as the gates of an LSTM."""
     parts = _equal_parts(tensor, len(order), axis)
@@ -38,7 +52,7 @@ def _inverse(order: Sequence[int]) -> list[int]:
 _EACH: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "transpose": (lambda x: x.mT, lambda x: x.mT),
     "permute": (lambda x, *axes: x.permute(axes), lambda x, *axes: x.permute(_inverse(axes))),
-    "reshape": (lambda x, theirs, ours: x.reshape(ours), lambda x, theirs, ours: x.reshape(theirs)),
+    "reshape": (_reshape, lambda x, theirs, ours: _reshape(x, ours, theirs)),
     "flip": (lambda x, axis: x.flip(axis), lambda x, axis: x.flip(axis)),
     "unsqueeze": (lambda x, axis: x.unsqueeze(axis), lambda x, axis: x.squeeze(axis)),
     "squeeze": (lambda x, axis: x.squeeze(axis), lambda x, axis: x.unsqueeze(axis)),
@@ -58,10 +72,11 @@ class Transform:
 
     def __post_init__(self) -> None:
         steps = [name for name, _ in self._steps()]
-        joins = {"concatenate": self.theirs > 1, "split": self.ours > 1}
-        for name, needed in joins.items():
-            if steps.count(name) != int(needed):
-                raise ValueError(f"{self.theirs} of theirs for {self.ours} of ours: {name!r} in {self.text!r}?")
+        joins = {("concatenate", "sum"): self.theirs > 1, ("split",): self.ours > 1}
+        for names, needed in joins.items():
+            if sum(map(steps.count, names)) != int(needed):
+                names = " or ".join(map(repr, names))
+                raise ValueError(f"{self.theirs} of theirs for {self.ours} of ours: {names} in {self.text!r}?")
         if self.theirs > 1 and self.ours > 1:
             raise ValueError("several of theirs cannot become several of ours in one rule")
 
@@ -73,7 +88,9 @@ class Transform:
         tensors = list(theirs)
         for name, arguments in self._steps():
             if name == "concatenate":
-                tensors = [torch.cat(tensors, *arguments)]
+                tensors = [_concatenate(tensors, *arguments)]
+            elif name == "sum":
+                tensors = [torch.stack(tensors).sum(0)]
             elif name == "split":
                 tensors = _equal_parts(tensors[0], self.ours, *arguments)
             else:
@@ -86,8 +103,10 @@ class Transform:
         for name, arguments in reversed(self._steps()):
             if name == "concatenate":
                 tensors = _equal_parts(tensors[0], self.theirs, *arguments)
+            elif name == "sum":
+                tensors = [tensors[0], *(torch.zeros_like(tensors[0]) for _ in range(self.theirs - 1))]
             elif name == "split":
-                tensors = [torch.cat(tensors, *arguments)]
+                tensors = [_concatenate(tensors, *arguments)]
             else:
                 tensors = [_EACH[name][1](tensor, *arguments) for tensor in tensors]
         return tensors
@@ -100,8 +119,9 @@ SAME = Transform()
 def _parse(step: str) -> tuple[str, tuple[Any, ...]]:
     """`name` or `name(literal, ...)`. Raises ValueError for a step that does not exist."""
     name, bracket, rest = step.strip().partition("(")
-    if name not in {*_EACH, "concatenate", "split"}:
-        raise ValueError(f"unknown transform {step.strip()!r}: use {', '.join([*_EACH, 'concatenate', 'split'])}")
+    joins = ("concatenate", "sum", "split")
+    if name not in {*_EACH, *joins}:
+        raise ValueError(f"unknown transform {step.strip()!r}: use {', '.join([*_EACH, *joins])}")
     if not bracket:
         return name, ()
     call = ast.parse(f"f({rest}", mode="eval").body

@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 
 from jingdu.data import embedded
 from jingdu.data.draws import Draws
-from jingdu.data.embedded import digits, faces, photos, pydoc_topics, stdlib, text
+from jingdu.data.embedded import affine_digits, digits, faces, photos, pydoc_topics, stdlib, text
 from jingdu.errors import BadInput, Missing, UsageError
 
 
@@ -41,6 +41,34 @@ def test_digits_at_another_size_in_colour_and_flat():
     assert float((large.mean((1, 2, 3)) - plain.mean((1, 2, 3))).abs().max()) < 0.05
     flat = everything(digits("test", flat=True))
     assert "image" not in flat and torch.equal(flat["features"], plain.flatten(1))
+
+
+def test_affine_digits_are_new_in_every_epoch_and_fixed_for_testing():
+    train, test = affine_digits("train"), affine_digits("test", size=23, copies=3, channels=3)
+    assert (len(train), len(test), train.classes) == (1347, 3 * 450, digits("train").classes)
+    rows = np.array([5, 1300, 17])
+    first, later = (train.batch(rows, Draws(0, epoch, rows)) for epoch in (0, 1))
+    assert first["image"].shape == (3, 1, 20, 20) and not torch.equal(first["image"], later["image"])
+    assert torch.equal(train.batch(rows[1:], Draws(0, 0, rows[1:]))["image"], first["image"][1:])
+    assert torch.equal(first["label"], digits("train").fields["label"][rows])
+    copies = np.array([7, 457, 907])  # of the same digit
+    one, other = (test.batch(copies, Draws(seed, 0, copies)) for seed in (0, 1))
+    assert torch.equal(one["image"], other["image"]) and one["image"].shape == (3, 3, 23, 23)
+    assert len(set(one["label"].tolist())) == 1
+    assert not torch.equal(one["image"][0], one["image"][1]) and not torch.equal(one["image"][1], one["image"][2])
+    assert torch.equal(one["image"][:, 0], one["image"][:, 2])
+    assert float(one["image"].min()) >= 0 and float(one["image"].max()) <= 1
+
+
+def test_affine_digits_stay_legible():
+    """They keep most of their ink: little of it leaves the picture."""
+    ink = everything(affine_digits("test", copies=1))["image"].sum((1, 2, 3))
+    whole = everything(digits("test", size=20))["image"].sum((1, 2, 3))
+    share = ink / whole  # scales of 0.5 to 0.9 are areas of 0.25 to 0.81
+    assert float(share.min()) > 0.15 and float(share.max()) < 0.85
+    assert abs(float(share.mean()) - 0.48) < 0.04
+    with pytest.raises(UsageError, match="whole numbers"):
+        affine_digits("test", copies=0)
 
 
 def test_faces_are_the_patches_of_the_package():

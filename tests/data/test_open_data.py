@@ -41,7 +41,7 @@ def test_text_that_contradicts_preprocess_is_refused(spec):
     ("spec", "message"),
     [
         ("digit", "unknown data set 'digit'. Did you mean digits"),
-        ("cifar", r"unknown data set 'cifar'.*Known: digits, faces.*hf:OWNER/NAME"),
+        ("cifar", r"unknown data set 'cifar'.*Known: affine_digits, catalogues, digits.*hf:OWNER/NAME"),
         ("digits(sise=3)", "unknown argument of digits 'sise'. Did you mean size"),
         ("digits(3)", "cannot read"),
         ("digits(size=__import__('os'))", "cannot read"),
@@ -82,6 +82,10 @@ def test_crop_needs_image_files():
 def test_every_embedded_set_opens_by_its_name(tmp_path):
     (tmp_path / "a.txt").write_text("one line\n" * 30)
     specs = {name: name for name in EMBEDDED} | {"text": f"text(path={str(tmp_path / 'a.txt')!r})"}
+    pair = [tmp_path / "line.txt", tmp_path / "ligne.txt"]
+    for path in pair:
+        path.write_text("\n".join(f"{path.stem} {i}" for i in range(30)))
+    specs["parallel"] = f"parallel(source={str(pair[0])!r}, target={str(pair[1])!r}, share=0.5)"
     for name, spec in specs.items():
         for split in ("train", "test"):
             data = open_data(spec, split, Preprocess())

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +98,8 @@ def difference(a: Path, b: Path, without: str = "$.") -> float:
     pytest.param(BASE, 4, "fsdp", 2, id="fsdp-4-accumulate"),
     pytest.param(GAN, 2, "ddp", 1, id="gan-ddp"),
     pytest.param(GAN, 2, "fsdp", 1, id="gan-fsdp"),
+    pytest.param(GAN, 4, "ddp", 1, id="gan-ddp-4"),
+    pytest.param(GAN, 4, "fsdp", 1, id="gan-fsdp-4"),
     pytest.param(PLAYED, 2, "ddp", 1, id="rollout-ddp"),
     pytest.param(PLAYED, 2, "fsdp", 1, id="rollout-fsdp"),
 ])  # fmt: skip
@@ -129,15 +133,18 @@ def test_batch_norm_normalises_each_part(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_saved_by_two_goes_on_with_one_and_four(parallel: str, tmp_path: Path) -> None:
-    whole = dataclasses.replace(BASE, accumulate=1)
+@pytest.mark.parametrize("stage", [pytest.param(BASE, id="tower"), pytest.param(GAN, id="gan")])
+def test_saved_by_two_goes_on_with_one_and_four(stage: Stage, parallel: str, tmp_path: Path) -> None:
+    """The batch is cut into four parts by all of them, so that a GAN's noise is the same."""
+    whole = dataclasses.replace(stage, accumulate=4)
     run(whole, str(tmp_path / "whole"))
+    stopped = launch(run, 2, dataclasses.replace(stage, accumulate=2), str(tmp_path / "1"), parallel, False, 11)
+    assert all("after step 11" in text and "--resume" in text for text in stopped)
+    shutil.copytree(tmp_path / "1", tmp_path / "4")
+    run(whole, str(tmp_path / "1"), parallel, True)
+    launch(run, 4, dataclasses.replace(stage, accumulate=1), str(tmp_path / "4"), parallel, True)
     for size in (1, 4):
-        out = tmp_path / str(size)
-        stopped = launch(run, 2, whole, str(out), parallel, False, 11)
-        assert all("after step 11" in text and "--resume" in text for text in stopped)
-        run(whole, str(out), parallel, True) if size == 1 else launch(run, size, whole, str(out), parallel, True)
-        assert difference(tmp_path / "whole", out) < 1e-9
+        assert difference(tmp_path / "whole", tmp_path / str(size)) < 1e-9
 
 
 def _fail_on(rank: int) -> list[Any]:
@@ -175,13 +182,57 @@ def test_alone_everything_is_local() -> None:
         pass
 
 
-def _torchrun(out: Path, *options: str, steps: int) -> "subprocess.Popen[str]":
-    words = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options),
-        *("-m", "jingdu", "train", "resnet", "--out", str(out), "--steps", str(steps), "--save-every", "5"),
-        *("--batch-size", "8", "--device", "cpu"),
+def _torchrun(out: Path, *options: str, steps: int, size: int = 2, words: str = "") -> "subprocess.Popen[str]":
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}", *options),
+        *("-m", "jingdu", "train", *shlex.split(words or RESNET_WORDS), "--out", str(out), "--steps", str(steps)),
+        *("--save-every", "5", "--device", "cpu"),
     ]
-    return subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+RESNET_WORDS = "resnet --batch-size 8"
+GAN_WORDS = "gan --batch-size 32 --precision float64 --system gan.GAN(samples=50) --resume --accumulate"
+
+
+@pytest.mark.slow
+def test_the_command_under_torchrun(tmp_path: Path) -> None:
+    """A GAN begun by two processes, one of which is killed, ends with one and with four as with one alone."""
+    words = [*shlex.split(GAN_WORDS), "4", "--steps", "150", "--save-every", "5", "--device", "cpu", "--quiet"]
+    alone = [sys.executable, "-m", "jingdu", "train", *words]
+    subprocess.run([*alone, "--out", tmp_path / "whole"], check=True, capture_output=True)
+    job = _torchrun(tmp_path / "1", steps=150, words=f"{GAN_WORDS} 2")
+    _wait_for(lambda: newest_checkpoint(tmp_path / "1") is not None)
+    os.kill(_worker(1, job.pid), signal.SIGKILL)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode != 0 and "rank 1" in said
+    shutil.copytree(tmp_path / "1", tmp_path / "4")
+    subprocess.run([*alone, "--out", tmp_path / "1"], check=True, capture_output=True)
+    job = _torchrun(tmp_path / "4", steps=150, size=4, words=f"{GAN_WORDS} 1")
+    _, said = job.communicate(timeout=120)
+    assert job.returncode == 0 and "resumed from" in said, said
+    for size in (1, 4):
+        assert difference(tmp_path / "whole", tmp_path / str(size)) < 1e-9
+
+
+def test_a_process_that_dies_before_they_met(tmp_path: Path) -> None:
+    """The other waits for it, and still ends when the launcher asks: at once, not when the group's time is up."""
+    job = _torchrun(tmp_path / "R", steps=100_000)
+
+    def met() -> list[int]:
+        """The children that wait for each other, or train."""
+        try:
+            return [_worker(rank, job.pid) for rank in (0, 1)]
+        except AssertionError:
+            return []
+
+    _wait_for(met)
+    os.kill(met()[1], signal.SIGSTOP)  # it never comes
+    time.sleep(8)
+    os.kill(met()[1], signal.SIGKILL)
+    killed = time.monotonic()
+    job.communicate(timeout=60)
+    assert job.returncode != 0 and time.monotonic() - killed < 15
 
 
 def _worker(rank: int, launcher: int) -> int:

@@ -2,5 +2,5 @@
 
 `rows` is the table; pytest runs a share of each count, `python -m tests.faults --full` all of it, with a report.
 Reading order: `rows`, `nursery` (processes that can be killed), `shim` (a system that fails), `work` (what they
-train), then the rows: `kills`, `disk`.
+train) and `faulty` (what goes wrong in it), then the rows: `kills`, `disk`, `values`, `files` (with `caches`).
 """

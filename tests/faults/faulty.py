@@ -1,9 +1,12 @@
 """Systems and data in which a number goes wrong, and one that is too large."""
 
+import resource
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,6 +16,8 @@ from jingdu.engine import System
 from jingdu.engine.contracts import Batch
 from jingdu.engine.systems import Classification
 from jingdu.papers.generative.gan import GAN
+from jingdu.papers.language.ngram import Counting, NGram
+from tests.engine.systems import Tower
 
 BAD: dict[str, Any] = {}
 """Which batch of the training data has one bad value (for the next run of this process)."""
@@ -21,7 +26,7 @@ BAD: dict[str, Any] = {}
 class Bad:
     """Data whose batch `number` of training holds one value that is not finite."""
 
-    def __init__(self, data: Any, number: int, value: float, batch_size: int):
+    def __init__(self, data: Any, number: int, value: float):
         self.data, self.number, self.value = data, number, value
         self.classes, self.seen = data.classes, 0
 
@@ -32,7 +37,7 @@ class Bad:
         batch = self.data.batch(indices, draws)
         if self.seen == self.number:
             batch["image"] = batch["image"].clone()
-            batch["image"][3, 0, 5, 4] = self.value
+            batch["image"][3, 0, 5, 6] = self.value
         self.seen += 1
         return batch
 
@@ -71,23 +76,24 @@ class _Spoil(torch.autograd.Function):
 
 
 class _Faulty:
-    """From `step` on, which a buffer counts, the loss or its gradient is `value`."""
+    """From step `step` on, which a buffer counts, the loss or its gradient is `value`; in a job, in its last process."""
 
     def _prepare(self, where: str, value: str, step: int) -> None:
         self.where, self.value, self.at = where, float(value), step
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
     def _spoil(self, loss: Tensor) -> Tensor:
-        if self.updates < self.at:
+        if self.updates < self.at or (dist.is_initialized() and dist.get_rank() < dist.get_world_size() - 1):
             return loss
         return _Spoil.apply(loss, self.value) if self.where == "gradient" else loss + self.value
 
     def after_update(self, objective: str) -> None:
+        super().after_update(objective)
         if objective == self.objectives[-1].name:
             self.updates += 1
 
 
-class FaultyResnet(_Faulty, Classification):
+class FaultyClassification(_Faulty, Classification):
     def __init__(self, network: nn.Module, where: str, value: str, step: int):
         Classification.__init__(self, network)
         self._prepare(where, value, step)
@@ -109,8 +115,30 @@ class FaultyGAN(_Faulty, GAN):
         return (self._spoil(loss) if objective == "generator" else loss), values
 
 
-LIMIT = {"samples": 10**9, "where": "forward", "step": 0}
-"""For `Balloon`: with more samples at a time than this there is no memory, from this step on."""
+class FaultyTower(_Faulty, Tower):
+    def __init__(self, network: nn.Module, where: str, value: str, step: int):
+        Tower.__init__(self, network)
+        self._prepare(where, value, step)
+
+    def forward(self, batch: Batch, objective: str) -> tuple[Tensor, dict[str, Any]]:
+        loss, values = Tower.forward(self, batch, objective)
+        return self._spoil(loss), values
+
+
+class FaultyCounting(Counting):
+    """A pass over text: a number that it logs is `value` from its batch `step` on."""
+
+    def __init__(self, model: NGram, where: str, value: str, step: int):
+        super().__init__(model)
+        self.value, self.left = float(value), step
+
+    def observe(self, batch: Batch, number: int) -> dict[str, Any]:
+        values = super().observe(batch, number)
+        self.left -= 1
+        return {**values, "rate": self.value} if self.left < 0 else values
+
+
+# Memory ---------------------------------------------------------------------------------------------
 
 
 def _no_memory() -> None:
@@ -128,28 +156,54 @@ class _Full(torch.autograd.Function):
         return gradient
 
 
-class Balloon(System):
-    """A classifier with far more activations than weights, which runs out of memory where `LIMIT` says."""
+def fake_limit(training: Any, samples: int, where: str, step: int) -> None:
+    """From step `step` on there is no memory for more than `samples` samples at a time: CUDA's error, anywhere."""
 
-    def __init__(self, network: nn.Module, width: int = 200):
+    def is_full(batch: Batch) -> bool:
+        return training.step >= step and len(next(iter(batch.values()))) > samples
+
+    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if where == "forward" and is_full(inputs[0]):
+            _no_memory()
+
+    def after(module: nn.Module, inputs: tuple[Any, ...], output: tuple[Tensor, dict[str, Any]]) -> Any:
+        return (_Full.apply(output[0]), output[1]) if where == "backward" and is_full(inputs[0]) else None
+
+    training.system.register_forward_pre_hook(before)
+    training.system.register_forward_hook(after)
+
+
+def allow(room: int) -> None:
+    """From now on this process may have only `room` bytes more than it has (RLIMIT_AS)."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + room, resource.RLIM_INFINITY))
+
+
+def real_limit(training: Any, room: int, step: int) -> None:
+    """`allow` from the beginning of step `step` on."""
+
+    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if training.step >= step:
+            allow(room)
+            handle.remove()
+
+    handle = training.system.register_forward_pre_hook(before)
+
+
+class Balloon(System):
+    """A classifier with far more activations than weights."""
+
+    def __init__(self, network: nn.Module, width: int = 3000):
         super().__init__()
         self.network = network.requires_grad_(False)
         self.wide, self.out = nn.Linear(64, width), nn.Linear(width, 10)
-        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
-        self.right = self.count = 0
+        self.count = 0
 
     def forward(self, batch: Batch, objective: str) -> tuple[Tensor, dict[str, Any]]:
-        full = self.updates >= LIMIT["step"] and len(batch["label"]) > LIMIT["samples"]
-        if full and LIMIT["where"] == "forward":
-            _no_memory()
         x = self.wide(batch["image"].flatten(1))
         for _ in range(8):
             x = x.sin()
-        loss = F.cross_entropy(self.out(x), batch["label"])
-        return (_Full.apply(loss) if full and LIMIT["where"] == "backward" else loss), {}
-
-    def after_update(self, objective: str) -> None:
-        self.updates += 1
+        return F.cross_entropy(self.out(x), batch["label"]), {}
 
     def update(self, batch: Batch) -> None:
         self.count += len(batch["label"])

@@ -1,4 +1,4 @@
-"""Rows 1, 3 and 17: a run that was killed, stopped or interrupted goes on to the bits of the one that never was."""
+"""Rows 1, 3, 17 and 18: a run that was killed, stopped or interrupted goes on to the bits of the one that never was."""
 
 import random
 import re
@@ -7,8 +7,9 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from jingdu.engine.checkpoint import MANIFEST, newest_checkpoint
 from tests.faults.case import Case
@@ -37,24 +38,38 @@ def different(run: Path, reference: dict[str, bytes]) -> str:
     return ", ".join(sorted(k for k in found.keys() | reference.keys() if found.get(k) != reference.get(k)))
 
 
-def begin(family: str, out: Path) -> list[Child]:
-    """Start or resume a family's run: one process, or the two of a group."""
-    output = out.with_suffix(".txt")
+def begin(
+    family: str, out: Path, size: int = 2, changes: dict[str, Any] | None = None, function: str = "resumed",
+    fault: Sequence[Any] = (),
+) -> list[Child]:  # fmt: skip
+    """Start or resume a family's run: one process, or the `size` ones of a group."""
+    output, arguments = out.with_suffix(".txt"), (family, str(out), changes or {}, *fault)
     if family != "two processes":
-        return [start("work:resumed", family, str(out), {}, output=output)]
+        return [start(f"work:{function}", *arguments, output=output)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return [start("work:process", rank, 2, port, str(out), {}, output=output) for rank in range(2)]
+    return [start("work:process", rank, size, port, function, *arguments, output=output) for rank in range(size)]
 
 
-def whole(family: str, out: Path) -> tuple[dict[str, bytes], float]:
+def whole(
+    family: str, out: Path, size: int = 2, changes: dict[str, Any] | None = None
+) -> tuple[dict[str, bytes], float]:
     """A run that nothing happens to, and how long it took."""
     started = time.monotonic()
-    children = begin(family, out)
+    children = begin(family, out, size, changes)
     codes = [child.wait() for child in children]
     assert set(codes) == {0}, (family, codes, children[0].said)
     return content(out), time.monotonic() - started
+
+
+def kill(children: list[Child], victim: Child) -> bool:
+    """Whether it was killed, and had not ended; the others of its job are asked to end, as torchrun does."""
+    victim.send(signal.SIGKILL)
+    killed = victim.wait() == -signal.SIGKILL
+    codes = [child.wait(2.0, ask=signal.SIGTERM) for child in children if child is not victim]
+    assert -signal.SIGKILL not in codes, f"a process that was asked to end went on: {victim.said[-300:]}"
+    return killed
 
 
 def kills(count: int, numbers: random.Random, folder: Path) -> Iterator[Case]:
@@ -69,9 +84,7 @@ def kills(count: int, numbers: random.Random, folder: Path) -> Iterator[Case]:
             for _ in range(min(numbers.randint(1, KILLS), each - done)):
                 children = begin(family, out)
                 time.sleep(numbers.uniform(0, seconds))
-                numbers.choice(children).send(signal.SIGKILL)
-                codes = [child.wait() for child in children]
-                killed += any(code == -signal.SIGKILL for code in codes)
+                killed += kill(children, numbers.choice(children))
             children = begin(family, out)
             codes = [child.wait() for child in children]
             said = different(out, reference) if set(codes) == {0} else f"exit {codes}: {children[0].said[-300:]}"
@@ -147,4 +160,37 @@ def signals(count: int, numbers: random.Random, folder: Path) -> Iterator[Case]:
         problem = problem or ("" if child.code == 0 else f"resumed with {child.code}: {child.said[-300:]}")
         problem = problem or different(out, reference)
         yield Case(not problem, waited, f"{name}, {number}{', twice' if twice else ''}: {problem}")
+        shutil.rmtree(out)
+
+
+def deaths(count: int, numbers: random.Random, folder: Path) -> Iterator[Case]:
+    """Row 18: of four processes that train one system, one is killed or stopped: the others name it and leave in time.
+
+    A stopped one is noticed after the group's time, a constant that is 3 s here.
+    """
+    size, changes = 4, {"steps": 60, "ema": None}
+    reference, seconds = whole("two processes", folder / "whole", size, changes)
+    for number in range(count):
+        out, rank, stops = folder / str(number), number % size, number % 5 == 4
+        children = begin("two processes", out, size, changes | ({"group_seconds": 3.0} if stops else {}))
+        log, until = out / "log.jsonl", time.monotonic() + 60
+        while not (log.exists() and log.stat().st_size) and time.monotonic() < until:
+            time.sleep(0.005)
+        time.sleep(numbers.uniform(0, 0.5 * seconds))
+        victim, sent = children[rank], time.monotonic()
+        victim.send(signal.SIGSTOP if stops else signal.SIGKILL)
+        codes = [child.wait(20) for child in children if child is not victim]
+        waited = time.monotonic() - sent
+        victim.send(signal.SIGKILL)
+        ended = victim.wait() == 0 or set(codes) == {0}  # it was done before
+        how = "is stopped" if stops else "was killed or has died"
+        said, late = victim.said, waited > (3.0 + 5.0 if stops else 2.0)
+        named = re.findall(rf"rank {rank} \(process {victim.pid} {how}\).*--resume", said)
+        problem = "" if ended or (set(codes) == {130} and len(named) == 1 and not late) else f"{codes}: {said[-400:]}"
+        again = [child.wait() for child in begin("two processes", out, size, changes)]
+        problem = problem or ("" if set(again) == {0} else f"resumed with {again}: {victim.said[-300:]}")
+        problem = problem or different(out, reference)
+        yield Case(
+            not problem, 0.0 if stops or ended else waited, f"rank {rank} {how} ({waited:.1f} s): {problem}", not ended
+        )
         shutil.rmtree(out)

@@ -30,10 +30,10 @@ class Child:
     started: float
     code: int | None = None
 
-    def wait(self, seconds: float = 60.0) -> int:
-        """Its exit code, negative for a signal; one that is late is killed, and gives -9."""
+    def wait(self, seconds: float = 60.0, ask: int = signal.SIGKILL) -> int:
+        """Its exit code, negative for a signal. One that is late gets the signal `ask`; then it is killed: -9."""
         if self.code is None:
-            self.code = _nursery().ask({"wait": self.pid, "seconds": seconds})
+            self.code = _nursery().ask({"wait": self.pid, "seconds": seconds, "ask": ask})
         return self.code
 
     def send(self, number: int) -> None:
@@ -83,12 +83,14 @@ def _nursery() -> _Nursery:
     return _Nursery()
 
 
-def _wait(pid: int, seconds: float) -> int:
+def _wait(pid: int, seconds: float, ask: int) -> int:
     """Exit code of a child; polled by its file descriptor, so that nothing else is needed."""
     descriptor = os.pidfd_open(pid)
     try:
-        if not select.select([descriptor], [], [], seconds)[0]:
-            os.kill(pid, signal.SIGKILL)
+        for number, patience in ((ask, seconds), (signal.SIGKILL, 5.0)):
+            if select.select([descriptor], [], [], patience)[0]:
+                break
+            os.kill(pid, number)
     finally:
         os.close(descriptor)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -102,6 +104,7 @@ def _run(request: dict[str, Any]) -> None:
     os.dup2(target, 1)
     os.dup2(target, 2)
     os.environ.update(request["environment"])
+
     code = 1
     try:
         module, _, name = request["call"].partition(":")
@@ -121,7 +124,7 @@ def _serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            answer = _wait(request["wait"], request["seconds"])
+            answer = _wait(request["wait"], request["seconds"], request["ask"])
         else:
             # A child stands for a whole program: what it gets before it is ready counts as Ctrl-C.
             signal.signal(signal.SIGTERM, signal.default_int_handler)

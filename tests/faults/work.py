@@ -9,14 +9,15 @@ from typing import Any
 
 from jingdu import cli
 from jingdu.data.preprocess import Preprocess
-from jingdu.engine import Recipe, Stage, train
+from jingdu.engine import Recipe, Stage, distribute, train
 from jingdu.engine import systems as ready
 from jingdu.engine import training as engine_training
 from tests.engine import systems
 from tests.faults import faulty, shim
 
 RESNET = {"network": "resnet20_cifar(width=4, depths=(1, 1), num_classes=10, in_channels=1)"}
-VGG = {"network": "vgg11_bn(widths=(4, 4, 6, 6, 8), units=12, num_classes=10, in_channels=1)"}
+VGG = {"network": "vgg11_bn(widths=(4, 4, 6, 6, 8, 12, 12), num_classes=10, in_channels=1)"}
+ALEXNET = {"network": "alexnet_scenes(widths=(4, 6, 6, 6, 8, 12, 12))"}
 GAN = {
     "generator": "gan_digits_generator(hidden=(24, 24))",
     "discriminator": "gan_digits_discriminator(hidden=(12, 12))",
@@ -32,6 +33,11 @@ FAMILIES: dict[str, Recipe | Stage] = {
     ),
     "vgg": dataclasses.replace(
         BASE, networks=VGG, preprocess=Preprocess(size=32, resize=32, channels=1), precision="bf16", **WIDE
+    ),
+    "alexnet": dataclasses.replace(
+        BASE, networks=ALEXNET, data="scenes(fields=('image', 'label'), count=60, test_count=20)",
+        preprocess=Preprocess(size=64, resize=64), augment=("random_crop", "flip", "alexnet.pca_colour_shift"),
+        schedule="onecycle", weight_decay=5e-4, decay="all", **WIDE,
     ),
     "gan": dataclasses.replace(
         BASE, system="gan.GAN(samples=40)", networks=GAN, optimizer="adam", lr=2e-3, betas=(0.5, 0.999), ema=0.9
@@ -54,6 +60,8 @@ FAMILIES: dict[str, Recipe | Stage] = {
 COMMANDS = {
     "resnet": "resnet --override width=4 depths=(1,1) --steps 30 --save-every 100 --batch-size 16",
     "gan": "gan --steps 40 --save-every 1000 --batch-size 16 --system gan.GAN(samples=40)",
+    "alexnet": "alexnet --steps 20 --save-every 1000 --batch-size 4 --override 'widths=(4,6,6,6,8,12,12)' "
+    "--data \"scenes(fields=('image', 'label'), count=60, test_count=20)\"",
     "ngram": "ngram --preset english --batch-size 4 --save-every 1000",
 }
 """The same as a user writes it."""
@@ -81,7 +89,7 @@ def warm() -> None:
     ready.READY |= {name.lower(): kind for name, kind in vars(faulty).items() if isinstance(kind, type)}
     engine_training.open_source = _open
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("resnet", "gan", "ngram"):
+        for name in ("resnet", "alexnet", "gan", "ngram"):
             stage = FAMILIES[name]
             short = stage if stage.method == "fit" else dataclasses.replace(stage, steps=1)
             train(short, Path(folder) / name, device="cpu", quiet=True)
@@ -147,25 +155,61 @@ def full(family: str, out: str, number: int, changes: dict[str, Any]) -> int:
     return run(family, out, resume=True, **changes)
 
 
-def flood(out: str, at: float, resume: bool) -> int:
+def flood(family: str, out: str, at: float, resume: bool) -> int:
     """One of several starters of one run, at the same moment."""
     import time
 
     while time.monotonic() < at:
         pass
-    code = run("resnet", out, resume=resume)
+    code = run(family, out, resume=resume)
     print(f"ended {time.monotonic() - at:.3f}")
     return code
 
 
-def bad(family: str, out: str, where: str, value: str, step: int, changes: dict[str, Any]) -> int:
-    """Train with a number that is not finite, from `step` on."""
+FAULTY = {
+    "resnet": "faultyclassification", "vgg": "faultyclassification", "alexnet": "faultyclassification",
+    "gan": "faultygan", "ngram": "faultycounting", "two processes": "faultytower",
+}  # fmt: skip
+
+
+def bad(family: str, out: str, changes: dict[str, Any], where: str, value: str, step: int) -> int:
+    """Train with a number that is not finite, from `step` on; in a job, in its last process."""
     if where == "input":
-        stage = recipe_of(family, changes).stages[0]
-        faulty.BAD = {"number": step, "value": float(value), "batch_size": stage.batch_size}
+        if os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1):
+            faulty.BAD = {"number": step, "value": float(value)}
         return run(family, out, **changes)
-    system = f"faulty{family}(where={where!r}, value={value!r}, step={step})"
+    system = f"{FAULTY[family]}(where={where!r}, value={value!r}, step={step})"
     return run(family, out, system=system, **changes)
+
+
+def short(family: str, out: str, fault: dict[str, Any], changes: dict[str, Any]) -> int:
+    """Train, or go on, with too little memory: `faulty.fake_limit` or `faulty.real_limit`, by its arguments; without
+    a step there is too little to begin with."""
+    if "step" not in fault:
+        faulty.allow(**fault)
+        return run(family, out, resume=True, **changes)
+    begin = engine_training.Training.__init__
+
+    def limited(self: engine_training.Training, *arguments: Any, **options: Any) -> None:
+        begin(self, *arguments, **options)
+        (faulty.fake_limit if "samples" in fault else faulty.real_limit)(self, **fault)
+
+    engine_training.Training.__init__ = limited
+    return run(family, out, resume=True, **changes)
+
+
+def hostile(path: str, image: str) -> int:
+    """Predict with weights that attack; print the peak of resident memory above what there was before, in bytes."""
+
+    def resident(field: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = resident("VmRSS")
+    code = command(["predict", "resnet20_cifar", image, "--weights", path])
+    print(f"peak {max(resident('VmHWM') - before, 1)}")
+    return code
 
 
 def replay(folder: str) -> int:
@@ -173,13 +217,21 @@ def replay(folder: str) -> int:
     return command(["doctor", folder])
 
 
-def process(rank: int, size: int, port: int, out: str, changes: dict[str, Any]) -> int:
-    """One of the processes that torchrun would start."""
+def _join(rank: int, size: int, port: int, seconds: float | None = None) -> None:
+    """Be one of the processes that torchrun would start."""
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip
-    return run("two processes", out, resume=True, **changes)
+    if seconds is not None:
+        distribute.GROUP_SECONDS = seconds
+
+
+def process(rank: int, size: int, port: int, function: str, *arguments: Any) -> int:
+    """One of the processes that train together: `function` with these arguments."""
+    *_, changes = (found for found in arguments if isinstance(found, dict))
+    _join(rank, size, port, changes.pop("group_seconds", None))
+    return globals()[function](*arguments)
 
 
 def ordered(out: str, workers: int, stop: int) -> int:

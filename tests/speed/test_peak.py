@@ -10,7 +10,9 @@ def test_limits_are_of_this_machine() -> None:
     found = limits()
     assert set(found.peak) == {"float32", "bf16"}
     # From a slow core's gigaflop to more than any device does in 2026; memory likewise.
-    assert all(1e9 < value < 1e16 for value in found.peak.values())
+    assert 1e9 < found.peak["float32"] < 1e16
+    # A CPU without bf16 units emulates them: 0.3 gigaflop on an AVX2 core (2026-11-26).
+    assert 1e7 < found.peak["bf16"] < 1e16
     assert 1e8 < found.bandwidth < 1e14
     assert found.as_json()["units"] == {"peak": "FLOP/s", "bandwidth": "B/s"}
 

@@ -1,6 +1,6 @@
-"""Files that a reader of weights must survive: damaged, absurd, and malicious ones.
+"""Files and folders that a reader of weights must survive: damaged, absurd, and malicious ones.
 
-`make(folder)` writes them; run as a program, the module reads each file of a folder and prints how that
+`make(folder)` writes them; run as a program, the module reads each entry of a folder and prints how that
 went as JSON: the exception, the seconds, and the peak of resident memory in bytes above the start.
 """
 
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 MARKER = "EXECUTED"
+LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+"""How a file of torch.save began before torch 1.6."""
 
 
 class Gadget:
@@ -51,21 +53,56 @@ def archive(pickled: bytes, data: bytes = b"\0" * 24, compress: bool = False, tw
     return content.getvalue()
 
 
-def tensor_pickle(size: tuple[int, ...], stride: tuple[int, ...], numel: int = 6) -> bytes:
+def overlapping(pickled: bytes, names: int) -> bytes:
+    """An archive whose directory gives one stored record many names: small outside, large when all are read."""
+    whole = archive(pickled, bytes(1 << 20))
+    start = whole.index(b"PK\x01\x02")
+    end = whole.index(b"PK\x05\x06")
+    entries, rest = [], whole[start:end]
+    while rest:
+        size = 46 + sum(struct.unpack("<HHH", rest[28:34]))
+        entries.append(rest[:size])
+        rest = rest[size:]
+    one = next(entry for entry in entries if entry[46:].startswith(b"archive/data/0"))
+    entries += [one[:46] + b"archive/data/%c" % (ord("1") + i) + one[60:] for i in range(names)]
+    directory = b"".join(entries)
+    tail = struct.pack("<HHHHIIH", 0, 0, len(entries), len(entries), len(directory), start, 0)
+    return whole[:start] + directory + b"PK\x05\x06" + tail
+
+
+def with_zip64(content: bytes, size: int) -> bytes:
+    """The same archive, whose end says in its 64-bit form that the directory has `size` bytes."""
+    end = content.index(b"PK\x05\x06")
+    record = b"PK\x06\x06" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 4, 4, size, content.index(b"PK\x01\x02"))
+    locator = b"PK\x06\x07" + struct.pack("<IQI", 0, end, 1)
+    return (
+        content[:end]
+        + record
+        + locator
+        + b"PK\x05\x06"
+        + struct.pack("<HHHHIIH", 0, 0, *[0xFFFF] * 2, *[0xFFFFFFFF] * 2, 0)
+    )
+
+
+def integer(value: int) -> bytes:
+    """The instruction that makes a number, LONG1."""
+    size = (value.bit_length() + 8) // 8
+    return b"\x8a" + bytes([size]) + value.to_bytes(size, "little", signed=True)
+
+
+def text(value: str) -> bytes:
+    """The instruction that makes a text, BINUNICODE."""
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+def tensor_pickle(size: tuple[int, ...], stride: tuple[int, ...], numel: int = 6, offset: int = 0) -> bytes:
     """{"x": tensor} whose storage has `numel` floats, but which claims another size."""
-
-    def integer(value: int) -> bytes:
-        size = (value.bit_length() + 8) // 8
-        return b"\x8a" + bytes([size]) + value.to_bytes(size, "little", signed=True)
-
-    def text(value: str) -> bytes:
-        return b"X" + struct.pack("<I", len(value)) + value.encode()
 
     def numbers(values: tuple[int, ...]) -> bytes:
         return b"(" + b"".join(map(integer, values)) + b"t"
 
     storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + integer(numel) + b"tQ"
-    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + integer(0) + numbers(size) + numbers(stride)
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + integer(offset) + numbers(size) + numbers(stride)
     return b"\x80\x02}(" + text("x") + tensor + b"\x89ccollections\nOrderedDict\n)RtRu."
 
 
@@ -133,6 +170,37 @@ def make(folder: Path) -> list[str]:
         "text_inside.pt": archive(pickle.dumps("weights", 2)),
         "numbers.pt": archive(pickle.dumps({"epoch": 3, "x": 2.5}, 2)),
         "nothing.pt": archive(pickle.dumps({}, 2)),
+        "stride_negative.pt": archive(tensor_pickle((2, 3), (-3, 1))),
+        "offset_2_62.pt": archive(tensor_pickle((2, 3), (3, 1), offset=1 << 62)),
+        "overlap.pt": overlapping(tensor_pickle((2, 3), (3, 1)), names=9),
+        "directory_2_63.pt": with_zip64(archive(tensor_pickle((2, 3), (3, 1))), 1 << 63),
+        "nested_load.pt": archive(
+            b"\x80\x02}(" + text("x") + b"ctorch.storage\n_load_from_bytes\n(" + text("payload") + b"tRu."
+        ),
+        # Slow things: a codec whose time is the square of the length, and numbers that have one hash.
+        "slow_codec.pth": archive(
+            b"\x80\x02}("
+            + text("x")
+            + b"c_codecs\nencode\n("
+            + text("".join(chr(0x100 + i) for i in range(40_000)))
+            + text("punycode")
+            + b"tRu."
+        ),
+        "one_hash.pth": archive(
+            b"\x80\x02}(" + b"".join(integer(i * ((1 << 61) - 1)) + b"N" for i in range(1, 100_000)) + b"u."
+        ),
+        "one_hash_set.pth": archive(
+            b"\x80\x02c__builtin__\nset\n(]("
+            + b"".join(integer(i * ((1 << 61) - 1)) for i in range(1, 100_000))
+            + b"etR."
+        ),
+        # Lengths and places that are not there: 4 GB of text, 2^62 bytes of it, the 2^31st remembered object.
+        "text_4_gb.pth": archive(b"\x80\x02X\xff\xff\xff\xffabc."),
+        "text_4_gb_old.pth": LEGACY + b"\x80\x02X\xff\xff\xff\xffabc.",
+        "text_2_62.pth": archive(b"\x80\x04\x8d" + struct.pack("<Q", 1 << 62) + b"abc."),
+        "text_2_62_old.pth": LEGACY + b"\x80\x04\x8d" + struct.pack("<Q", 1 << 62) + b"abc.",
+        "memory_2_31.pth": archive(b"\x80\x02}r" + struct.pack("<I", 1 << 31) + b"."),
+        "deep.pth": archive(b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b"."),
         "two_sets.pt": archive(pickle.dumps({"model": {}, "state_dict": {}}, 2)),
     }
     for name, content in files.items():
@@ -156,7 +224,78 @@ def make(folder: Path) -> list[str]:
     script = torch.jit.script(torch.nn.Linear(2, 3)) if sys.version_info < (3, 14) else None
     if script is not None:
         torch.jit.save(script, folder / "script.pt")
+    _make_folders(folder)
     return sorted(path.name for path in folder.iterdir())
+
+
+def _make_folders(folder: Path) -> None:
+    """Folders of weights with something wrong beside the weights."""
+    from safetensors.torch import save
+    from torch import ones
+
+    from jingdu.engine.checkpoint import MANIFEST, seal
+
+    weights, index, config = "model.safetensors", "model.safetensors.index.json", "config.json"
+    whole = save({"x": ones(2)})
+
+    def make(name: str, **files: bytes | str) -> Path:
+        """A folder with files, or with links where a text says where to."""
+        place = folder / name
+        place.mkdir()
+        for key, content in files.items():
+            path = place / {"weights": weights, "index": index, "config": config, "shard": "a.safetensors"}[key]
+            path.symlink_to(content) if isinstance(content, str) else path.write_bytes(content)
+        return place
+
+    def naming(shard: str) -> bytes:
+        return json.dumps({"weight_map": {"x": shard}}).encode()
+
+    (folder / "secret.safetensors").write_bytes(whole + b"!")  # itself no weights either
+    make("index_up", index=naming("../secret.safetensors"))
+    make("index_absolute", index=naming("/etc/passwd"))
+    make("index_backslash", index=naming("..\\secret.safetensors"))
+    make("index_nul", index=naming("a\0.safetensors"))
+    make("index_itself", index=naming(index))
+    make("index_folder", index=naming("."))
+    make("index_link", index=naming("a.safetensors"), shard="../secret.safetensors")
+    make("index_link_absolute", index=naming("a.safetensors"), shard="/etc/passwd")
+    make("index_device", index=naming("a.safetensors"), shard="/dev/zero")
+    one = b",".join(b'"%x": "a.safetensors"' % i for i in range(600_000))
+    make("index_wide", index=b'{"weight_map": {' + one + b"}}")
+    (folder / "index_wide" / "a.safetensors").write_bytes(whole)
+    many = b",".join(b'"%x": "%x.safetensors"' % (i, i) for i in range(500_000))
+    make("index_names", index=b'{"weight_map": {' + many + b', "x": "../secret.safetensors"}}')
+    make("index_large", index=b'{"weight_map": {"x": "' + b"a" * (17 << 20) + b'"}}')
+    make("index_deep", index=b'{"weight_map": ' * 100_000 + b"}" * 100_000)
+    make("index_number", index=b'{"weight_map": {"x": 1' + b"0" * 9_000_000 + b"}}")
+    make("weights_device", weights="/dev/zero")
+    make("config_device", weights=whole, config="/dev/zero")
+    make("config_deep", weights=whole, config=b"[" * 1_000_000)
+    os.mkfifo(make("weights_pipe") / weights)
+    os.mkfifo(make("config_pipe", weights=whole) / config)
+    os.mkfifo(make("shard_pipe", index=naming("a.safetensors")) / "a.safetensors")
+    for name, file in (("run_up", "../secret.safetensors"), ("run_absolute", "/etc/passwd")):
+        table = {"step": 1, "files": {file: {"sha256": "0" * 64, "bytes": 9}}}
+        (make(name, weights=whole) / MANIFEST).write_bytes(seal(table))
+
+
+def _read(path: Path) -> None:
+    """What `create` does with a source before it has a network."""
+    from jingdu.weights.files import read_file
+    from jingdu.weights.filling import read
+    from jingdu.weights.sources import locate
+
+    if path.is_dir():
+        located = locate(path, say=lambda _: None)
+        _ = located.config, located.preprocessor
+        read(located)
+    else:
+        read_file(path)
+
+
+def _size(path: Path) -> int:
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.lstat().st_size for file in files)
 
 
 def _resident(field: str) -> int:
@@ -165,19 +304,20 @@ def _resident(field: str) -> int:
 
 
 def main(folder: Path) -> None:
-    from jingdu.weights.files import read_file
+    import jingdu.engine.checkpoint
+    import jingdu.weights.opening  # noqa: F401 (what a reader needs is there before it is measured)
 
     results = {}
     for path in sorted(folder.iterdir()):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
         before, started = _resident("VmRSS"), time.perf_counter()
         try:
-            read_file(path)
+            _read(path)
             outcome, text, code = "nothing", "", 0
         except BaseException as error:
             outcome, text, code = type(error).__name__, str(error), getattr(error, "exit_code", 1)
         seconds = time.perf_counter() - started
-        results[path.name] = (outcome, code, text, seconds, _resident("VmHWM") - before, path.stat().st_size)
+        results[path.name] = (outcome, code, text, seconds, _resident("VmHWM") - before, _size(path))
     print(json.dumps(results))
 
 

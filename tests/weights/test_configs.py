@@ -81,6 +81,18 @@ def test_the_sizes_and_preprocessing_of_a_timm_resnet(tmp_path):
     assert found.preprocess == Preprocess(224, 235, tuple(MEAN), tuple(STD), "bicubic")
 
 
+def test_the_sizes_and_preprocessing_of_a_timm_vgg():
+    from jingdu import paper
+
+    card = paper("vgg")
+    config = {"architecture": "vgg13_bn", "num_classes": 11, "global_pool": "avg", "model_args": {"drop_rate": 0.25}}
+    found = sizes(config, "vgg", variants=tuple(card.variants), aliases=card.aliases)
+    assert found.variant == "vgg13_bn"
+    assert dict(found.overrides) == {"dense": True, "dropout": 0.25, "num_classes": 11}
+    with pytest.raises(Refused, match="mlp_ratio"):
+        sizes({**config, "model_args": {"mlp_ratio": 2.0}}, "vgg", variants=tuple(card.variants), aliases=card.aliases)
+
+
 def test_timms_other_networks_are_refused_by_name(tmp_path):
     for name in ("resnet18d", "resnet50_gn"):
         with pytest.raises(Refused, match=rf"timm's {name}"):

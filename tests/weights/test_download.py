@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from jingdu.errors import Missing, Refused
+from jingdu.limits import HUB_SECONDS, PROGRESS_BYTES
 from jingdu.weights import locate
-from jingdu.weights.download import Patience, Unreachable, attempt, checksum, fetch, fetch_url
-from jingdu.weights.limits import DEADLINE, PROGRESS_BYTES
+from jingdu.weights.download import Patience, Unreachable, alone, attempt, checksum, fetch, fetch_url, url_place
 
 CONTENT = os.urandom(200_003)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -98,7 +98,7 @@ def test_a_server_without_progress_is_given_up_in_time(server, url, behaviour):
 
 
 def test_the_deadline_is_that_of_the_promise():
-    assert DEADLINE <= 15 and PROGRESS_BYTES / DEADLINE < 10_000
+    assert HUB_SECONDS <= 15 and PROGRESS_BYTES / HUB_SECONDS < 10_000
 
 
 @pytest.mark.parametrize(
@@ -156,6 +156,39 @@ def test_two_that_fetch_at_once_fetch_once(server, url):
     for thread in threads:
         thread.join()
     assert len(set(found)) == 1 and len(found) == 5 and len(server.seen) == 1
+
+
+def test_another_process_that_gets_no_further_is_not_waited_for(server, url, online):
+    part = url_place(url, DIGEST).with_name("w.pth.part")
+    part.parent.mkdir(parents=True)
+    part.touch()
+    grown: list[float] = []
+
+    def grow(until: float) -> None:
+        while time.monotonic() < until:
+            part.write_bytes(bytes(len(grown) + 1))
+            grown.append(time.monotonic())
+            time.sleep(0.1)
+
+    with alone(part):
+        other = threading.Thread(target=grow, args=(time.monotonic() + 1.2,))
+        other.start()
+        started = time.monotonic()
+        with pytest.raises(Missing, match="another process is fetching it and gets no further"):
+            get(url, deadline=0.5)
+        other.join()
+        assert 1.2 < time.monotonic() - started < 3, "it was waited for while it grew"
+        part.unlink()
+    assert get(url).read_bytes() == CONTENT and len(server.seen) == 1
+
+
+def test_a_lock_whose_file_is_gone_is_no_lock(tmp_path):
+    part = tmp_path / "w.part"
+    with alone(part):
+        (tmp_path / "w.part.lock").unlink()
+        with alone(part, deadline=0):
+            assert (tmp_path / "w.part.lock").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_room_is_said_before_anything_is_written(server, url, monkeypatch):

@@ -5,9 +5,8 @@ from hypothesis import strategies as st
 
 from jingdu.errors import Refused, UsageError
 from jingdu.weights import KeyTable, detect
-from jingdu.weights.tables import KEYS, Pattern, Rule, tables
+from jingdu.weights.tables import Pattern, Rule, tables
 from jingdu.weights.transforms import Transform
-from tests.parity.references import import_timm, import_torchvision, import_transformers
 
 DEPTHS = {"resnet18": ("basic", (2, 2, 2, 2)), "resnet50": ("bottleneck", (3, 4, 6, 3))}
 BN = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -27,37 +26,6 @@ def resnet_keys(variant: str) -> set[str]:
     return keys
 
 
-def published_keys(library: str, variant: str) -> set[str]:
-    """The names of the library's own network."""
-    with torch.device("meta"):
-        if library == "torchvision":
-            return set(getattr(import_torchvision().models, variant)(weights=None).state_dict())
-        if library == "timm":
-            return set(import_timm().create_model(variant, pretrained=False).state_dict())
-        transformers = import_transformers()
-        block, depths = DEPTHS[variant]
-        widths = [64 * 2**i * (1 if block == "basic" else 4) for i in range(4)]
-        config = transformers.ResNetConfig(depths=list(depths), hidden_sizes=widths, layer_type=block, num_labels=1000)
-        return set(transformers.ResNetForImageClassification(config).state_dict())
-
-
-@pytest.mark.parametrize("variant", sorted(DEPTHS))
-@pytest.mark.parametrize("library", ["torchvision", "timm", "transformers"])
-def test_our_names_become_exactly_the_librarys(library, variant):
-    ours, theirs = resnet_keys(variant), published_keys(library, variant)
-    table = tables("resnet")[library]
-    assert {name for key in ours for name in table.from_ours(key).theirs} == theirs
-    assert {name for key in theirs for name in table.from_theirs(key).ours} == ours
-    assert set(detect(theirs, None, "resnet", None, ours).entries) == {table.from_ours(key) for key in ours}
-
-
-def test_all_tables_can_be_read_and_their_rules_read_backwards():
-    assert KEYS.is_dir() and (KEYS / "resnet.toml").exists()
-    for path in KEYS.glob("*.toml"):
-        for table in tables(path.stem).values():
-            assert table.name == "jingdu" or table.rules, path
-
-
 def test_a_family_without_tables_has_our_own_format():
     assert list(tables("no_such_family")) == ["jingdu"]
     assert detect({"a"}, None, "no_such_family", None, {"a"}).table.name == "jingdu"
@@ -74,6 +42,39 @@ TABLE = KeyTable(
     ),
     prefix="model.",
 )
+LISTS = """
+[other]
+rules = [["head.{*}", "classifier.{*}"]]
+lists = { features = { small = "a . b", large = "a . c . . b" } }
+
+[third]
+same_as = "other"
+rules = [["head.{*}", "fc.{*}"]]
+"""
+
+
+def test_lists_number_the_layers_of_each_variant(tmp_path, monkeypatch):
+    (tmp_path / "numbered.toml").write_text(LISTS)
+    monkeypatch.setattr("jingdu.weights.tables.KEYS", tmp_path)
+    for library, head in (("other", "classifier"), ("third", "fc")):
+        table = tables("numbered")[library]
+        assert table.variants == ("small", "large")
+        assert table.from_ours("b.weight") is None, "without a variant"
+        small, large = table.of("small"), table.of("large")
+        assert small.from_ours("b.weight").theirs == ("features.2.weight",)
+        assert large.from_ours("b.weight").theirs == ("features.5.weight",)
+        assert large.from_theirs("features.2.running_mean").ours == ("c.running_mean",)
+        assert large.from_theirs("features.1.weight") is None
+        assert small.from_ours("head.bias").theirs == (f"{head}.bias",)
+    keys = {"features.0.w", "features.5.w", "features.2.w", "classifier.w"}
+    fit = detect(keys, None, "numbered", None, {"a.w", "b.w", "c.w", "head.w"}, "large")
+    assert fit.exact and fit.table.name == "other"
+    with pytest.raises(Refused, match=r"no name for: a\.w"):
+        detect(keys, None, "numbered", "other", {"a.w", "b.w", "c.w", "head.w"})
+    with pytest.raises(UsageError, match="format of numbered weights"):
+        detect(keys, None, "numbered", "other", {"a.w"}, "another variant")
+
+
 words = st.text(st.characters(blacklist_characters=".{}", blacklist_categories=("Cs",)), min_size=1, max_size=8)
 numbers = st.integers(0, 10**9)
 
@@ -203,6 +204,20 @@ def test_transforms_do_what_their_names_say():
 def test_transforms_that_cannot_be_are_errors(text, theirs, ours):
     with pytest.raises(ValueError):
         Transform(text, theirs=theirs, ours=ours)
+
+
+def test_shapes_are_compared_where_another_would_pass():
+    """A matrix that was transposed has as many numbers."""
+    transform = Transform("reshape((-1, 6), (-1, 2, 3))")
+    assert transform.load([torch.ones(5, 6)])[0].shape == (5, 2, 3)
+    assert transform.export([torch.ones(5, 2, 3)])[0].shape == (5, 6)
+    for wrong in (torch.ones(6, 5), torch.ones(30), torch.ones(5, 2, 3)):
+        with pytest.raises(ValueError, match=r"shape \[-1, 6\] was expected"):
+            transform.load([wrong])
+    with pytest.raises(ValueError, match="different shapes"):
+        Transform("concatenate(0)", theirs=2).load([torch.ones(2, 3), torch.ones(4, 3)])
+    with pytest.raises(ValueError, match="different shapes"):
+        Transform("split(0)", ours=2).export([torch.ones(2, 3), torch.ones(4, 3)])
 
 
 def test_unequal_parts_are_an_error():

@@ -41,7 +41,7 @@ from jingdu.data.images import decode, expand_inputs, normalise, prepare, resize
 from jingdu.data.preprocess import IMAGENET, Preprocess
 from jingdu.engine.contracts import Recipe, Stage
 from jingdu.errors import UsageError
-from jingdu.nn import each
+from jingdu.nn import check_images, each, quick_layout
 from jingdu.prediction import Prediction, origin_of
 
 __all__ = [
@@ -69,12 +69,13 @@ def local_response_norm(
     """Section 3.3: divide each activation by a power of what its `n` neighbouring maps sum to at its place.
 
     `n` is odd. torch's layer of that name divides `alpha` by `n`, the paper does not. Here the sum is a 1x1 convolution
-    with a band matrix: a third of torch's time on a CPU.
+    with a band matrix, and the power an exponential of a logarithm, which processors vectorise: a fraction of that
+    layer's time on a CPU.
     """
     place = torch.arange(x.shape[1], device=x.device)
     band = (place[:, None] - place).abs() <= n // 2
-    sums = F.conv2d(x.square(), (alpha * band).to(x)[:, :, None, None], x.new_full(place.shape, k))
-    return x * sums.pow(-beta)
+    sums = F.conv2d(x.square(), (alpha * band.to(x))[:, :, None, None], x.new_full(place.shape, k))
+    return x * (sums.log() * -beta).exp()
 
 
 class AlexNet(nn.Module):
@@ -113,6 +114,8 @@ class AlexNet(nn.Module):
         self.conv5 = nn.Conv2d(widths[3], widths[4], 3, padding=1, groups=groups)
         self.lrn = lrn
         self.pool = nn.MaxPool2d(3, 2)  # windows overlap (Sec. 3.4)
+        # conv1 must leave 15 pixels, of which the pools make 7, 3 and 1.
+        self.smallest = kernel + 14 * stride - 2 * padding
         self.grid = nn.AdaptiveAvgPool2d(grid)
         self.dropout = nn.Dropout(dropout)
         self.fc6 = nn.Linear(widths[4] * grid**2, widths[5])
@@ -129,8 +132,12 @@ class AlexNet(nn.Module):
             nn.init.constant_(layer.bias, bias)
 
     def features(self, x: Float[Tensor, "batch channels height width"]) -> list[Tensor]:
-        """The rectified outputs of conv1 .. conv5, before normalisation and pooling."""
-        taps = []
+        """The rectified outputs of conv1 .. conv5, before normalisation and pooling.
+
+        Raises UsageError for images of other channels than conv1's, or smaller than `smallest` pixels.
+        """
+        check_images(x, self.conv1, self.smallest)
+        x, taps = quick_layout(x), []
         for number, conv in enumerate((self.conv1, self.conv2, self.conv3, self.conv4, self.conv5), start=1):
             x = F.relu(conv(x))
             taps.append(x)
@@ -158,10 +165,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     # The same layers on one GPU
     "alexnet_ungrouped": {"groups": 1},
-    # Ours, for pictures of 64x64 and eight classes. N(0, 0.01) is for layers of the paper's width: here it is too
-    # little for any signal to reach fc8.
+    # Ours, for pictures of 64x64 and eight classes. N(0, 0.01) is for layers of the paper's width and raw RGB values:
+    # here it is too little for any signal to reach fc8.
     "alexnet_scenes": {
-        "widths": (16, 32, 64, 64, 128, 512, 512), "first": (7, 2, 0), "grid": 2, "init": (0.07, 0.0), "num_classes": 8,
+        "widths": (24, 64, 96, 96, 128, 512, 512), "first": (7, 2, 0), "grid": 2, "init": (0.07, 0.0), "num_classes": 8,
     },
 }  # fmt: skip
 
@@ -220,7 +227,10 @@ def pca_colour_shift(
 
     The eigenvectors $p_i$ and eigenvalues $\lambda_i$ are those of ImageNet's colours; $\alpha_i$ is Gaussian with
     deviation `std`, drawn once an image. Images are in [0, 1] and may leave it a little.
+    Raises UsageError for images that are not RGB.
     """
+    if images.shape[1] != 3:
+        raise UsageError(f"pca_colour_shift is for red, green and blue, and the images have {images.shape[1]} channels")
     vectors, values = torch.tensor(COLOUR_EIGENVECTORS), torch.tensor(COLOUR_EIGENVALUES)
     shift = (draws.normal(3, std=std) * values) @ vectors.T
     return images + shift.to(images)[:, :, None, None]
@@ -270,7 +280,7 @@ def _score_centre(model: nn.Module, images: Sequence[Image.Image], preprocess: P
 
 def _score_ten(model: nn.Module, images: Sequence[Image.Image], preprocess: Preprocess) -> Tensor:
     squares = torch.stack([to_tensor(central_square(image, preprocess)) for image in images])
-    return ten_crop_predict(model, _normalised(model, squares, preprocess), int(preprocess.size or 0))
+    return ten_crop_predict(model, _normalised(model, squares, preprocess), preprocess.size or squares.shape[-1])
 
 
 def classify(
@@ -285,8 +295,10 @@ def classify(
 
     Puts `model` into evaluation mode. Classes without names are "class 7". Without a preprocessing of the weights'
     own, images are prepared as torchvision does for ImageNet. A `Score` in place of `crops` looks at the pictures
-    in another way. Raises BadInput for a file that is no image, or no file.
+    in another way. Raises UsageError for no inputs, BadInput for a file that is no image, or no file.
     """
+    if not inputs:
+        raise UsageError("there are no inputs: name image files, or folders of them")
     origin = origin_of(model)
     preprocess = origin.preprocess or IMAGENET
     score = {"centre": _score_centre, "ten": _score_ten}[crops] if isinstance(crops, str) else crops
@@ -367,36 +379,38 @@ def _draw_filters(model: AlexNet, target: Path, enlarge: int = 6) -> Prediction:
     return Prediction(str(target), f"the {count} kernels of conv1, {height} x {width} each", data, (target,))
 
 
-SCENES = Preprocess(size=64, resize=64, mean=(0.391, 0.384, 0.377), std=(0.2, 0.2, 0.2))
-"""Mean of the pixels of `scenes`; the paper subtracts no more, and one number brings the rest to its scale."""
+SCENES = Preprocess(size=64, resize=64, mean=(0.391, 0.384, 0.377), std=(0.12,))
+"""Mean of the pixels of `scenes`; one number for all channels gives the narrow conv1 a signal of about one."""
 
 recipes = {
     "laptop": Recipe(
         stages=(
             Stage(
-                # A layer of 512 units has fewer to spare than one of 4096: at 0.5 it needs three times the steps.
-                networks={"network": "alexnet_scenes(dropout=0.2)"},
+                # A layer of 512 units has fewer to spare than one of 4096: at 0.5 it does not leave chance in this time.
+                networks={"network": "alexnet_scenes(dropout=0.1)"},
                 data="scenes(fields=('image', 'label'))",
                 preprocess=SCENES,
                 augment=("random_crop", "flip", "alexnet.pca_colour_shift"),
-                batch_size=32,
-                steps=1400,
-                lr=0.02,
+                batch_size=64,  # with 32 the first third of the run stays at chance
+                steps=600,
+                lr=0.03,
                 schedule="onecycle(rise=0.15)",
                 weight_decay=5e-4,
                 decay="all",
             ),
         ),
-        minutes=1,
-        expect={"error": (0.0, 0.06)},
-        about="a narrow AlexNet tells the largest shape in 4,000 scenes of 64x64 pixels",
+        minutes=1.5,
+        expect={"error": (0.0, 0.05)},
+        # Another seed may leave chance later and end far above: three gave 3, 11 and 32 % (claims/cnn/alexnet.py).
+        about="a narrow AlexNet tells the largest shape in 4,000 scenes of 64x64 pixels, under the recipe's own seed",
     ),
     "paper": Recipe(
         stages=(
             Stage(
                 networks={"network": "alexnet"},
                 data="imagenet",
-                preprocess=replace(IMAGENET, size=227),
+                # "The (centered) raw RGB values of the pixels" (Sec. 2): weights that start from N(0, 0.01) need them.
+                preprocess=replace(IMAGENET, size=227, std=(1 / 255,)),
                 crop="alexnet.random_patch",
                 augment=("flip", "alexnet.pca_colour_shift"),
                 batch_size=128,
@@ -433,10 +447,12 @@ def predict(
         crops: one centre crop, or the average over ten (Section 4.1).
         features: a .safetensors file to write, with the outputs of fc7 (Section 6.1) under each file's name.
         filters: a .png file to write, with the kernels of conv1 (Figure 3). It needs no inputs.
+
+    Raises UsageError where there is nothing to do, and what `classify` raises.
     """
     if filters is not None:
         yield _draw_filters(model, filters)
-    if inputs:
+    if inputs or filters is None or features is not None:
         yield from classify(model, inputs, top=top, crops=crops)
         if features is not None:
             yield _write_descriptors(model, inputs, features)

@@ -24,7 +24,7 @@ Smoothing = Literal[
 """`arpa` is no estimator: the tables were read from a file."""
 Buckets = Literal["average", "count", "one"]
 Smoothed = tuple[Float64[np.ndarray, " ngrams"], Float64[np.ndarray, " histories"]]
-Weights = list[tuple[Float64[np.ndarray, " bounds"], Float64[np.ndarray, " buckets"]]]
+Weights = list[tuple[Float64[np.ndarray, "_"], Float64[np.ndarray, "_"]]]
 
 
 def interpolate(level: Counts, alpha: np.ndarray, gamma: np.ndarray, lower: np.ndarray) -> Smoothed:

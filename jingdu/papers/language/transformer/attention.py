@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-__all__ = ["Cache", "attention"]
+__all__ = ["Cache", "attention", "attention_weights"]
 
 
 def attention(
@@ -55,6 +55,18 @@ def attention(
         allowed = bias.to(q.dtype)
     y = F.scaled_dot_product_attention(q, k, v, allowed, dropout, is_causal=whole, scale=scale, enable_gqa=shares)
     return y if dead is None else y.masked_fill(dead, 0.0)
+
+
+def attention_weights(
+    q: Float[Tensor, "batch heads time width"],
+    k: Float[Tensor, "batch kv_heads source width"],
+    *,
+    mask: Bool[Tensor, "..."] | None = None,
+    causal: bool = False,
+) -> Float[Tensor, "batch heads time source"]:
+    r"""$\mathrm{softmax}(q k^\top / \sqrt{d_k})$, the matrix that `attention` does not store: to look at (Fig. 3-5)."""
+    eye = torch.eye(k.shape[2], dtype=k.dtype, device=k.device).expand(*k.shape[:2], -1, -1)
+    return attention(q, k, eye, mask=mask, causal=causal)
 
 
 @dataclass(frozen=True)
