@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
@@ -48,10 +49,13 @@ def spearman(network: Word2Vec, pairs: Sequence[tuple[str, str, float]]) -> tupl
     """Spearman's correlation of cosines with what people said, and how many pairs are known; nan for less than two."""
     from scipy.stats import spearmanr
 
-    known = [(network.similarity(a, b), score) for a, b, score in pairs if a in network and b in network]
+    known = [(network.number(a), network.number(b), score) for a, b, score in pairs if a in network and b in network]
     if len(known) < 2:
         return float("nan"), len(known)
-    return float(spearmanr(*zip(*known, strict=True)).statistic), len(known)
+    first, second, scores = zip(*known, strict=True)
+    vectors = network.input.detach()
+    cosines = F.cosine_similarity(vectors[list(first)], vectors[list(second)])
+    return float(spearmanr(cosines.cpu(), scores).statistic), len(known)
 
 
 # Files -----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ things keep this near to one pair at a time:
 - Blocks are short, and those of a step come from all over the text: words repeat near each other, and a step adds up
   the gradients of a word that all were computed at its old vector.
 - The predictors that share noise words come from different blocks.
-- Where a word still has so many pairs in one step that their sum would overshoot, its step is made shorter.
+- Where a word still has so many pairs in one step that their sum could overshoot, its step is made shorter.
 """
 
 from collections.abc import Callable
@@ -37,8 +37,6 @@ GROUP = 32
 """Predictors that share noise words. Steps have a multiple of it in blocks."""
 DRAWS = 4
 """Noise words that a group draws for each of the K that a pair asks for."""
-LIMIT = 2.0
-"""The largest sum of learning rates over the pairs of a word in one step."""
 
 
 def cut_windows(
@@ -74,20 +72,21 @@ def cut_windows(
 class Rows:
     """A table of vectors that a step reads, and adds to, at many places."""
 
-    def __init__(self, table: Tensor, limit: float = LIMIT):
-        self.table, self.limit = table, limit
-        self.total = table.new_zeros(len(table))
+    def __init__(self, table: Tensor):
+        self.table, self.total = table, table.new_zeros(len(table))
 
     def __getitem__(self, rows: Int32[Tensor, "..."]) -> Float32[Tensor, "... dim"]:
         return self.table.index_select(0, rows.flatten()).view(*rows.shape, -1)
 
-    def add(
-        self, rows: Int32[Tensor, "..."], change: Float32[Tensor, "... dim"], weight: Float32[Tensor, "..."]
-    ) -> None:
-        """Add each change to its row. `weight` is the sum of learning rates in it, which the limit is about."""
+    def add(self, rows: Int32[Tensor, "..."], change: Float32[Tensor, "... dim"], bend: Float32[Tensor, "..."]) -> None:
+        """Add each change to its row; where a row's changes have a `bend` above 1 in all, divided by it.
+
+        A change is the rate times a gradient, and its bend the rate times the largest curvature there can be: with a
+        sum above 1 the row could go past the minimum of its part of the loss.
+        """
         flat, change = rows.flatten().long(), change.flatten(0, -2)
-        self.total.index_add_(0, flat, weight.flatten())
-        change *= (self.limit / self.total[flat]).clamp_(max=1)[:, None]
+        self.total.index_add_(0, flat, bend.flatten())
+        change /= self.total[flat].clamp_(min=1)[:, None]
         self.total[flat] = 0
         self.table.index_add_(0, flat, change)
 
@@ -104,7 +103,7 @@ class Term:
     """Which vectors of the table the u are."""
     view: Callable[[Tensor], Tensor]
     """[predictors, blocks, ...] as [n, own, ...]: which predictors meet the outputs of a row."""
-    rate: Float32[Tensor, "n outputs own"]
+    rate: Float32[Tensor, "n outputs own"] | Float32[Tensor, "n 1 own"]
     label: Float32[Tensor, "n outputs 1"] | float
     share: Float32[Tensor, "n outputs 1"] | float = 1.0
 
@@ -117,11 +116,13 @@ class Term:
 
     def gradients(
         self, v: Float32[Tensor, "predictors blocks dim"]
-    ) -> tuple[Float32[Tensor, "n outputs dim"], Float32[Tensor, "n own dim"]]:
-        """Of `value`: for the u and for the v."""
+    ) -> tuple[tuple[Float32[Tensor, "n outputs dim"], Tensor], tuple[Float32[Tensor, "n own dim"], Tensor]]:
+        """Of `value`, for the u and for the v; each with its bend (see `Rows.add`): softplus'' is 1/4 at most."""
         u, v = self.table[self.rows], self.view(v)
         error = self.rate * (self.label - self.share * torch.sigmoid(u @ v.mT))
-        return error @ v, error.mT @ u
+        of_u = (self.rate * v.square().sum(2)[:, None]).sum(2) / 4
+        of_v = (self.rate * u.square().sum(2)[..., None]).sum(1) / 4
+        return (error @ v, of_u.expand(self.rows.shape)), (error.mT @ u, of_v)
 
 
 class Learner:
@@ -160,7 +161,7 @@ class Learner:
         if network.output is not None:
             noise = noise_distribution(network.counts)
             self.output, self.cumulative = Rows(network.output.data), noise.cumsum(0)
-            self.share = (1 - negative * noise).float()
+            self.share = (1 - negative * noise).clamp(min=0).float()
         if network.inner is not None:
             self.tree, self.inner = huffman(network.counts), Rows(network.inner.data)
 
@@ -173,13 +174,14 @@ class Learner:
         """log sigma(u_o.v), and the sum over K noise words n of log sigma(-u_n.v) (2013b, Eq. 4), for every pair.
 
         The predictors of a group share noise words: they take the mean over its draws, times K. word2vec.c skips a
-        draw that is the word o itself; here what it adds to the mean, K P_n(o) log sigma(-u_o.v), is taken back.
+        draw that is the word o itself; here what it adds to the mean, K P_n(o) log sigma(-u_o.v), is taken back (all of
+        it unless o is more than 1/K of the noise, as in texts of a few different words).
         """
         of_noise = _groups(rates.sum(1).T)[:, None] / DRAWS
         noise = draw_noise(self.cumulative, len(of_noise) * DRAWS * self.negative, generator).view(len(of_noise), -1)
         return [
             Term(self.output, centres, _blocks, rates, 1.0, self.share[centres][..., None]),
-            Term(self.output, noise, _groups, of_noise.expand(-1, noise.shape[1], -1), 0.0),
+            Term(self.output, noise, _groups, of_noise, 0.0),
         ]
 
     def hierarchical_softmax(
@@ -221,19 +223,19 @@ class Learner:
         """Move all vectors that a batch of blocks is about, each by its gradients at the old vectors."""
         v, chosen = self.predictors(near.T, pairs)
         terms = self.terms(near, pairs, rate * chosen, generator)
-        change, weight = torch.zeros_like(v), v.new_zeros(v.shape[:2])
+        change, bend = torch.zeros_like(v), v.new_zeros(v.shape[:2])
         moves = []
         for term in terms:
             of_outputs, of_predictors = term.gradients(v)
-            moves.append((term.table, term.rows, of_outputs, term.rate.sum(2)))
-            term.view(change).add_(of_predictors)
-            term.view(weight).add_(term.rate.sum(1))
+            moves.append((term.table, term.rows, *of_outputs))
+            for total, part in zip((change, bend), of_predictors, strict=True):
+                term.view(total).add_(part)
         if self.architecture == "cbow":
             # As in word2vec.c, every neighbour takes the whole error, and not its share of the mean.
             change = (pairs.float().mT @ change.transpose(0, 1)).transpose(0, 1)
-            weight = (pairs.float().mT @ weight.T[..., None])[..., 0].T
-        for table, rows, moved, rates in (*moves, (self.input, near.T, change, weight)):
-            table.add(rows, moved, rates)
+            bend = (pairs.float().mT @ bend.T[..., None])[..., 0].T
+        for table, rows, moved, its_bend in (*moves, (self.input, near.T, change, bend)):
+            table.add(rows, moved, its_bend)
 
     def learn(
         self, words: Int32[Tensor, " tokens"], sentence: Int32[Tensor, " tokens"], first: float, last: float,

@@ -37,14 +37,14 @@ RELATIONS = {
 
 def pseudo_words(count: int, rng: np.random.Generator) -> list[str]:
     """Different made-up words of two to four syllables."""
+    nouns = {word for pairs in RELATIONS.values() for pair in pairs for word in pair}
     found: dict[str, None] = {}
-    taken = {word for pairs in RELATIONS.values() for pair in pairs for word in pair}
     while len(found) < count:
-        syllables = rng.integers(2, 5)
-        word = "".join(rng.choice(list("bdfgklmnprstvz")) + rng.choice(list("aeiou")) for _ in range(syllables))
-        if word not in taken:
-            found[word] = None
-    return list(found)
+        onsets, vowels = rng.choice(list("bdfgklmnprstvz"), (count, 4)), rng.choice(list("aeiou"), (count, 4))
+        syllables = np.char.add(onsets, vowels).tolist()
+        words = ("".join(some[:n]) for some, n in zip(syllables, rng.integers(2, 5, count).tolist(), strict=True))
+        found |= dict.fromkeys(word for word in words if word not in nouns)
+    return list(found)[:count]
 
 
 def zipf(count: int) -> np.ndarray:
@@ -97,7 +97,7 @@ def speak(
     return [[words[i] for i in line] for line in text.tolist()]
 
 
-def analogies() -> list[tuple[str, str, str, str]]:
+def planted_questions() -> list[tuple[str, str, str, str]]:
     """All questions a : b = c : d of the relations, both ways round."""
     found = []
     for pairs in RELATIONS.values():
@@ -114,6 +114,6 @@ def planted(split: Literal["train", "test"], count: int = 60_000, seed: int = 0,
         language: arguments of `speak`.
     """
     if split == "test":
-        return Tensors({"analogy": analogies()})
+        return Tensors({"analogy": planted_questions()})
     lines = [" ".join(words) for words in speak(count, seed, **language)]
     return Tensors({"text": ["\n".join(lines[i : i + 1000]) for i in range(0, count, 1000)]})

@@ -1,7 +1,7 @@
 """Training through the engine: passes that count, then passes that learn."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -12,14 +12,13 @@ from torch import Tensor
 
 from jingdu.engine.contracts import Batch
 from jingdu.errors import Refused, UsageError
-from jingdu.papers.language.ngram import encode
-from jingdu.papers.language.ngram import sentences as split
+from jingdu.papers.language.ngram import encode, sentences
 from jingdu.papers.language.ngram.text import END
 
-from .evaluation import analogies
+from .evaluation import Question, analogies
 from .learning import Architecture, Learner
 from .network import Word2Vec, spell
-from .vocabulary import Subsampling, find_phrases, join_phrases, sort_words
+from .vocabulary import Subsampling, find_phrases, sort_words, with_phrases
 
 SPAN = 100_000
 """Words that are learned from at a time."""
@@ -116,10 +115,7 @@ class Learning:
 
     def _sentences(self, texts: Iterable[str]) -> Iterable[Sequence[str]]:
         for text in texts:
-            for sentence in split(text, self.tokens, self.case):
-                for phrases in self.joined:
-                    sentence = join_phrases(sentence, phrases)
-                yield sentence
+            yield from with_phrases(sentences(text, self.tokens, self.case), self.joined)
 
     # Training --------------------------------------------------------------------------------------
 
@@ -172,15 +168,13 @@ class Learning:
     # Evaluation ------------------------------------------------------------------------------------
 
     def _reset(self) -> None:
-        self.right = self.asked = self.offered = self.terms = 0
-        self.loss = 0.0
+        self.loss, self.terms = 0.0, 0
+        self.questions: list[Question] = []
 
     def update(self, batch: Batch) -> None:
         """Take the documents of batch["text"], or the questions of batch["analogy"], into account."""
         if "analogy" in batch:
-            right, asked = analogies(self.network, batch["analogy"])
-            self.right, self.asked = self.right + right, self.asked + asked
-            self.offered += len(batch["analogy"])
+            self.questions += batch["analogy"]
         if "text" in batch and self.learner is not None:
             loss, pairs = self.learner.loss(*number(self._sentences(batch["text"]), self.index))
             self.loss, self.terms = self.loss + loss, self.terms + pairs
@@ -189,8 +183,9 @@ class Learning:
         """loss: minus the objective, in nats a pair, without subsampling. analogy: the share of right answers among
         the questions whose words are all known, and known: the share of those."""
         measures = {"loss": self.loss / self.terms} if self.terms else {}
-        if self.offered:
-            measures |= {"analogy": self.right / max(self.asked, 1), "known": self.asked / self.offered}
+        if self.questions:
+            right, asked = analogies(self.network, self.questions)
+            measures |= {"analogy": right / max(asked, 1), "known": asked / len(self.questions)}
         self._reset()
         return measures
 
@@ -230,7 +225,10 @@ class Learning:
         self._prepare()
 
 
-def fit(found: Iterable[Sequence[str]], dim: int = 100, tree: bool = False, seed: int = 0, **options: Any) -> Word2Vec:
+def fit(
+    found: Iterable[Sequence[str]], dim: int = 100, tree: bool = False, seed: int = 0,
+    each: Callable[[Word2Vec], object] | None = None, **options: Any,
+) -> Word2Vec:  # fmt: skip
     """The vectors of sentences of words, in one call.
 
     Args:
@@ -238,16 +236,19 @@ def fit(found: Iterable[Sequence[str]], dim: int = 100, tree: bool = False, seed
         dim: numbers of a vector.
         tree: train by the hierarchical softmax instead of negative sampling.
         seed: of everything random.
+        each: is told after every epoch.
         options: of `Learning`: epochs, architecture, window, negative, sample, min_count, lr.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         learning = Learning(Word2Vec(0, dim, output=not tree, tree=tree), **options)
-        sentences = [list(sentence) for sentence in found]
-        for sentence in sentences:
+        kept = [list(sentence) for sentence in found]
+        for sentence in kept:
             learning.words.update(sentence)
         learning.end_pass(0)
-        words, places = number(sentences, learning.index)
+        words, places = number(kept, learning.index)
         for _ in range(learning.epochs):
             learning.learn(words, places)
+            if each is not None:
+                each(learning.network)
     return learning.network
