@@ -181,6 +181,7 @@ def create(name: str, weights: str | Path | None = None, **overrides: Any) -> An
         library=found.library,
         aliases=found.paper.aliases,
         plain=not found.paper.variants,
+        own_format=getattr(found.paper.load(), "read_weights", None),
     )
     variant = opened.variant if found.by_key and opened.variant else found.variant
     arguments = {**found.overrides, **opened.overrides, **overrides}

@@ -1,12 +1,12 @@
 """`open_weights`: from what a user writes to weights that a network can be built for and filled with."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from jingdu.data.preprocess import Preprocess
 from jingdu.errors import BadInput, Refused, UsageError
@@ -36,6 +36,8 @@ class Weights:
     """The network's name within a run's system."""
     is_ours: bool = False
     """Written by us: the keys are ours as they are."""
+    tensors: Mapping[str, Tensor] | None = None
+    """By our names, where the paper itself read a file of its field's format."""
 
     @property
     def tokenizer(self) -> Path | None:
@@ -65,6 +67,11 @@ class Weights:
         located = self.located
         if not isinstance(network, nn.Module):
             self._fill_plain(network)
+        elif self.tensors is not None:
+            try:
+                fill_network(network, self.tensors, own_fit(self.tensors, network))
+            except Refused as error:
+                raise Refused(f"{self.description}: {error}") from None
         elif self.is_ours:
             tensors = read(located)
             if self.network is not None:
@@ -119,6 +126,7 @@ def open_weights(
     deadline: float = HUB_SECONDS,
     say: Say = say_to_stderr,
     plain: bool = False,
+    own_format: Callable[[Path], tuple[Mapping[str, Any], Mapping[str, Tensor]] | None] | None = None,
 ) -> Weights:
     """Find weights and learn what network they are of; tensors are read later, by `Weights.fill`.
 
@@ -138,6 +146,8 @@ def open_weights(
         offline, deadline, say: see `locate`.
         plain: the paper has plain objects, no networks: a file or folder may be in the format of its field, which
             the object's `read_file(path)` reads, and no tensors.
+        own_format: the paper's `read_weights(path)`: of a file in the format of its field the arguments of `build`
+            and the tensors by our names, of another file None.
 
     Raises UsageError for an unreadable source, or weights that say they are of another variant than the asked
     one; Missing for weights that are not here and cannot be fetched; Refused for damaged ones.
@@ -146,6 +156,8 @@ def open_weights(
     located = found or locate(source, published=published, variant=variant, offline=offline, deadline=deadline, say=say)
     if located.kind == "checkpoint":
         return _from_checkpoint(located, family, variants, variant)
+    if own_format is not None and located.kind == "file" and (read_here := own_format(located.path)) is not None:
+        return Weights(located, family, located.variant, read_here[0], tensors=read_here[1])
     ours = None if found or (plain and not _is_safetensors(located)) else _from_own_file(located, family)
     if ours is not None:
         _same(ours.variant, variant, located)
