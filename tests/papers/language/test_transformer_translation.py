@@ -420,7 +420,7 @@ def test_predictions_that_cannot_be(run: Path, tmp_path: Path) -> None:
         list(module.predict(model, [], to="gl"))
     with pytest.raises(Missing, match="vocabulary"):
         list(module.predict(small(), ["el nombre"], to="gl"))
-    (tmp_path / "vocab-src.json").write_text("{}")
+    (tmp_path / "merges.txt").write_text("")
     with pytest.raises(Missing, match="Moses"):
         read_spelling(tmp_path)
     with pytest.raises(Refused, match="picture"):

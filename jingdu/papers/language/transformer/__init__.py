@@ -72,7 +72,7 @@ __all__ = [
     "translate",
 ]  # fmt: skip
 
-ROMANCE = "catalogues(languages=('ca', 'es', 'fr', 'gl', 'it', 'pt', 'ro'), pairs='all')"
+ROMANCE = "catalogues(languages=('ca', 'es', 'fr', 'gl', 'it', 'pt', 'ro'), pairs='all', longest=60)"
 
 
 def _paper(
@@ -112,14 +112,14 @@ recipes = {
             Stage(
                 networks={"network": "transformer_base_v37000(width=128, inner=512, heads=4, layers=2)"},
                 system="transformer.Translation(beams=4)",
-                data=f"transformer.pairs(of={ROMANCE!r}, vocabulary=1000, tokens=2048)",
+                data=f"transformer.pairs(of={ROMANCE!r}, vocabulary=1000, tokens=512)",
                 batch_size=1,
-                steps=1500,
+                steps=1200,
                 optimizer="adam",
                 betas=(0.9, 0.98),
                 eps=1e-9,
-                lr=noam_peak(128, 400),
-                schedule="inverse_sqrt(warmup=400)",
+                lr=3e-3,
+                schedule="inverse_sqrt(warmup=150)",
                 save_every=100,
                 keep=5,
             ),

@@ -143,7 +143,7 @@ def read_spelling(path: Path) -> Speller:
     """Of a run's tokenizer.json, or of the folder of a Marian checkpoint. Raises Missing for that of an FSMT."""
     if (path / "source.spm").exists():
         return MarianPieces(path)
-    if (path / "vocab-src.json").exists():
+    if (path / "merges.txt").exists() and not (path / "vocab.json").exists():  # theirs is vocab-src.json
         raise Missing(
             f"{path}: text of fairseq's checkpoints is cut by Moses and fastBPE, which are not here; with their tokens from "
             "elsewhere, translate(network, [tokens, ...]) of jingdu.papers.language.transformer translates"
