@@ -41,8 +41,8 @@ def _task(fold: int, budget: int, **options: Any) -> Stage:
         ),
     ),
     seeds=3,
-    minutes=7.0,
-    about="A GPT of half a million weights reads the standard library for 400 steps, then sees 200 functions, without names "
+    minutes=6.0,
+    about="A GPT of half a million weights reads the standard library for 500 steps, then sees 200 functions, without names "
     "and comments, and which of eight packages each is from; it is tested on 240 functions of modules that it has not "
     "read. Chance errs in 87.5 %. Every arm takes the same 100 steps over the same functions.",
 )  # fmt: skip

@@ -110,8 +110,8 @@ def _summaries(model: Any, words: Any, count: int, seed: int) -> float:
         Test("large.rouge", "tiny.rouge", above=0.0, about="large documents functions better than tiny"),
     ),
     seeds=3,
-    minutes=8.0,
-    about="Four networks of 0.1 to 1.3 million weights read the same 410,000 tokens of the standard library, in place of "
+    minutes=6.0,
+    about="Four networks of 0.1 to 1.3 million weights read the same 307,200 tokens of the standard library, in place of "
     "124 to 1,558 million and 40 GB of web pages. The tasks are zero-shot: to name a variable that was last seen 40 "
     "tokens ago or more (like LAMBADA), and to write the first line of a function's documentation from its head.",
 )  # fmt: skip
