@@ -44,7 +44,7 @@ __all__ = [
 ]  # fmt: skip
 
 _TOKENS = f"bpe.tokens(of='stdlib(share={SHARE})', vocabulary=2048, length=128)"
-_SMALL = "vocabulary=2048, width=96, layers=3, heads=4, context=128, dropout=0.0"
+_SMALL = "vocabulary=2048, width=96, layers=3, heads=4, context=128, dropout=0.0, spread=0.08"
 
 recipes = {
     "laptop": Recipe(
@@ -54,12 +54,12 @@ recipes = {
                 system="language_modelling",
                 networks={"network": f"gpt1({_SMALL})"},
                 data=_TOKENS,
-                batch_size=16,
-                steps=800,
+                batch_size=8,
+                steps=500,
                 optimizer="adamw",
                 lr=2e-3,
                 weight_decay=0.01,
-                schedule="cosine(warmup=80)",
+                schedule="cosine(warmup=50)",
                 clip=1.0,
             ),
             Stage(
@@ -68,16 +68,16 @@ recipes = {
                 networks={"network": f"gpt1({_SMALL}, marks=3, classes=8)"},
                 data=f'gpt.snippets(tokenizer="{_TOKENS}", length=96)',
                 batch_size=16,
-                steps=150,
+                steps=100,
                 optimizer="adamw",
-                lr=5e-4,
+                lr=1e-3,
                 weight_decay=0.01,
-                schedule="cosine(warmup=15)",
+                schedule="cosine(warmup=10)",
                 clip=1.0,
             ),
         ),
-        minutes=4,
-        expect={"error": (0.1, 0.5)},
+        minutes=1.5,
+        expect={"error": (0.2, 0.8)},
         about="a small GPT reads the standard library, then learns from 200 functions which of 8 packages one is from",
     ),
     "paper": Recipe(
