@@ -25,7 +25,7 @@ DATA = Call.parse(
 )
 FEW = Call.parse("bert.examples(of='pydoc_topics', vocabulary=300, length=24, duplicates=1, gaps=4, tested=8)")
 """Text for smoke runs."""
-NETWORK = {"width": 96, "layers": 2, "heads": 4, "context": 64, "dropout": 0.0, "vocabulary": 2048}
+NETWORK = {"width": 64, "layers": 2, "heads": 4, "context": 64, "dropout": 0.0, "vocabulary": 2048}
 ARMS = {
     "pairs": "gaps and\nnext segments",
     "words": "gaps\nalone",
@@ -73,7 +73,7 @@ def _errors(system: Any, data: Any) -> dict[str, float]:
     ),
     seeds=3,
     minutes=8.0,
-    about="Three equal networks of 0.4 million weights read the standard library for 700 steps, and a fourth reads nothing. "
+    about="Three equal networks of 0.24 million weights read the standard library for 700 steps, and a fourth reads nothing. "
     "Then each learns from 2,000 names in short functions of the library which part a name plays there (it is defined, a "
     "parameter, called, an attribute, written, read), and is tested on 3,000 names of modules that none has read.",
 )  # fmt: skip
@@ -82,7 +82,7 @@ def both_sides_help(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     steps = lab.budget(full=(READING_STEPS, TASK_STEPS), smoke=(2, 2))
     data = lab.budget(full=DATA, smoke=FEW)
     network = lab.budget(full=NETWORK, smoke={**NETWORK, "width": 16, "layers": 1, "heads": 2, "vocabulary": 300})
-    reading = dataclasses.replace(READING, name="reading", batch_size=lab.budget(full=24, smoke=2))
+    reading = dataclasses.replace(READING, name="reading", batch_size=lab.budget(full=16, smoke=2))
     labelled, tested = lab.budget(full=(2000, 3000), smoke=(30, 30))
     roles = Call(
         "bert.roles", {"tokenizer": str(data), "length": 64, "labelled": labelled, "tested": tested, "fold": seed}
