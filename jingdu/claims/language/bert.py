@@ -97,8 +97,8 @@ def both_sides_help(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
             start = {"start": str(read.folder)}
         tagger = {**network, "head": "tags", "labels": len(ROLES), "causal": arm == "left-to-right"}
         run = lab.train(
-            TASK, seed, steps=steps[1], batch_size=lab.budget(full=8, smoke=2), system=str(Call("bert.FineTuning", start)), data=str(roles),
-            networks={"network": str(Call("bert_base_uncased", tagger))},
+            TASK, seed, steps=steps[1], batch_size=lab.budget(full=8, smoke=2), data=str(roles),
+            system=str(Call("bert.FineTuning", start)), networks={"network": str(Call("bert_base_uncased", tagger))},
         )  # fmt: skip
         values[arm] = {"error": run.metrics["error"], **_errors(run.system, examples)}
     return values
