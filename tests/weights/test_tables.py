@@ -100,6 +100,31 @@ def test_copies_of_one_tensor_must_be_equal():
         Transform("same")
 
 
+OLDER = """
+[other]
+prefix = "model."
+bare = true
+outside = ["top."]
+spare = ["*extra.weight"]
+old = { ".gamma" = ".weight" }
+rules = [["norm.{*}", "norm.{*}"], ["extra.{*}", "extra.{*}"], ["head.{*}", "top.{*}"]]
+"""
+
+
+def test_older_names_names_outside_the_prefix_and_spare_ones(tmp_path, monkeypatch):
+    (tmp_path / "older.toml").write_text(OLDER)
+    monkeypatch.setattr("jingdu.weights.tables.KEYS", tmp_path)
+    table, ours = tables("older")["other"], {"norm.weight", "head.weight"}
+    for keys in ({"model.norm.weight", "top.weight"}, {"model.norm.gamma", "top.weight"}, {"norm.gamma", "top.weight"}):
+        for more in (set(), {"model.extra.weight"} if "model.norm.gamma" in keys else {"extra.weight"}):
+            fit = table.fit(keys | more, ours)
+            assert fit.exact and {name for entry in fit.entries for name in entry.theirs} == keys, keys
+    assert not table.fit({"model.norm.weight", "model.top.weight"}, ours).exact
+    assert not table.fit({"model.norm.weight", "top.weight"}, {*ours, "extra.weight"}).exact  # spare, not absent
+    both = table.fit({"model.norm.weight", "model.norm.gamma", "top.weight"}, ours)
+    assert both.unexpected == ("model.norm.gamma",)
+
+
 words = st.text(st.characters(blacklist_characters=".{}", blacklist_categories=("Cs",)), min_size=1, max_size=8)
 numbers = st.integers(0, 10**9)
 

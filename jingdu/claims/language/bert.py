@@ -25,7 +25,7 @@ DATA = Call.parse(
 )
 FEW = Call.parse("bert.examples(of='pydoc_topics', vocabulary=300, length=24, duplicates=1, gaps=4, tested=8)")
 """Text for smoke runs."""
-NETWORK = {"width": 96, "layers": 2, "heads": 4, "context": 64, "dropout": 0.0, "vocabulary": 2048}
+NETWORK = {"width": 64, "layers": 2, "heads": 4, "context": 64, "dropout": 0.0, "vocabulary": 2048}
 ARMS = {
     "pairs": "gaps and\nnext segments",
     "words": "gaps\nalone",
@@ -73,7 +73,7 @@ def _errors(system: Any, data: Any) -> dict[str, float]:
     ),
     seeds=3,
     minutes=8.0,
-    about="Three equal networks of 0.4 million weights read the standard library for 700 steps, and a fourth reads nothing. "
+    about="Three equal networks of 0.24 million weights read the standard library for 700 steps, and a fourth reads nothing. "
     "Then each learns from 2,000 names in short functions of the library which part a name plays there (it is defined, a "
     "parameter, called, an attribute, written, read), and is tested on 3,000 names of modules that none has read.",
 )  # fmt: skip
@@ -82,8 +82,8 @@ def both_sides_help(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     steps = lab.budget(full=(READING_STEPS, TASK_STEPS), smoke=(2, 2))
     data = lab.budget(full=DATA, smoke=FEW)
     network = lab.budget(full=NETWORK, smoke={**NETWORK, "width": 16, "layers": 1, "heads": 2, "vocabulary": 300})
-    reading = dataclasses.replace(READING, name="reading", batch_size=lab.budget(full=24, smoke=2))
-    labelled, tested = lab.budget(full=(2000, 3000), smoke=(30, 30))
+    reading = dataclasses.replace(READING, name="reading", batch_size=lab.budget(full=16, smoke=2))
+    labelled, tested = lab.budget(full=(2000, 3000), smoke=(60, 60))
     roles = Call(
         "bert.roles", {"tokenizer": str(data), "length": 64, "labelled": labelled, "tested": tested, "fold": seed}
     )
@@ -97,8 +97,8 @@ def both_sides_help(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
             start = {"start": str(read.folder)}
         tagger = {**network, "head": "tags", "labels": len(ROLES), "causal": arm == "left-to-right"}
         run = lab.train(
-            TASK, seed, steps=steps[1], system=str(Call("bert.FineTuning", start)), data=str(roles),
-            networks={"network": str(Call("bert_base_uncased", tagger))},
+            TASK, seed, steps=steps[1], batch_size=lab.budget(full=8, smoke=2), data=str(roles),
+            system=str(Call("bert.FineTuning", start)), networks={"network": str(Call("bert_base_uncased", tagger))},
         )  # fmt: skip
         values[arm] = {"error": run.metrics["error"], **_errors(run.system, examples)}
     return values
@@ -186,7 +186,8 @@ def _shared(a: str, b: str) -> float:
 )  # fmt: skip
 def meaning_not_words(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     """Cosines of three kinds of pairs, by three measures of nearness."""
-    texts = [text for triple in SENTENCES for text in triple]
+    triples = SENTENCES[: lab.budget(full=len(SENTENCES), smoke=2)]
+    texts = [text for triple in triples for text in triple]
     trained = jingdu.create("bert", weights=_checkpoint())
     torch.manual_seed(seed)
     untrained = jingdu.create("bert_all_minilm_l6_v2")
@@ -197,7 +198,7 @@ def meaning_not_words(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
         near[name] = vectors @ vectors.T
     near["shared words"] = np.array([[_shared(a, b) for b in texts] for a in texts])
     values = {}
-    count = len(SENTENCES)
+    count = len(triples)
     for name, cosines in near.items():
         anchors = 3 * np.arange(count)
         same, decoy = cosines[anchors, anchors + 1], cosines[anchors, anchors + 2]
@@ -228,12 +229,12 @@ def draw_sentences(figure: Any, outcome: Outcome) -> None:
         "decoy": (1, "another thing in nearly the same words"),
         "unrelated": (6, "other topics, mean"),
     }
-    rows = np.arange(len(SENTENCES))[::-1]
+    rows = np.arange(len(outcome.curves["paraphrase"][0][0]))[::-1]
     for name, (colour, label) in kinds.items():
         ((_, cosines),) = outcome.curves[name]
         axes.scatter(cosines, rows, s=55, color=PALETTE[colour], label=label, zorder=3)
     axes.axvline(0, color=QUIET, linewidth=1)
-    axes.set_yticks(rows, [f"{a}\n{b}" for a, b, _ in SENTENCES], fontsize=7)
+    axes.set_yticks(rows, [f"{a}\n{b}" for a, b, _ in SENTENCES[: len(rows)]], fontsize=7)
     axes.set(xlabel="cosine of sentence vectors (MiniLM)")
     axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3)
     axes.grid(axis="y", visible=True)
