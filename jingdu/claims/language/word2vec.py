@@ -55,7 +55,7 @@ def neighbour_counts(text: list[list[str]], words: list[str], window: int = WIND
 )  # fmt: skip
 def word_arithmetic(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     """a is to b as c is to d: for all pairs of each of three relations, gender, plural and capital."""
-    count = lab.budget(full=60_000, smoke=3_000)
+    count = lab.budget(full=60_000, smoke=1_500)
     run = lab.train(recipes["laptop"], seed=seed, data=f"word2vec.planted(count={count}, seed={seed})")
     network = run.system.network
     counts = Word2Vec(len(network.words), len(network.words), spelling=len(network.spelling))
@@ -125,7 +125,7 @@ def draw_arithmetic(figure: Any, outcome: Outcome) -> None:
 def subsampling(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     """Skip-gram with 5 noise words, with and without subsampling, otherwise alike."""
     text = [line.split() for page in wikipedia("train").fields["text"] for line in page.splitlines()]
-    text = text[: lab.budget(full=len(text), smoke=800)]
+    text = text[: lab.budget(full=len(text), smoke=300)]
     people, measured = shipped_similarities(), {}
     for name, sample in (("all words", 0.0), ("t=1e-4", 1e-4)):
         spent, ranks, resumed = [0.0], [], [time.process_time()]

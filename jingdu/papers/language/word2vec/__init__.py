@@ -114,7 +114,7 @@ recipes = {
         about="skip-gram on a little made-up language in which king - man + woman is planted to be queen",
     ),
     "wikipedia": Recipe(
-        stages=_stage("word2vec.wikipedia", dim=100, batch_size=20, sample=1e-4, epochs=10),
+        stages=_stage("word2vec.wikipedia", dim=100, batch_size=20, sample=1e-4, lr=0.05, epochs=10),
         minutes=1.0,
         expect={"analogy": (0.02, 1.0)},
         about="skip-gram on the 440,000 words of Wikipedia that the gensim wheel ships (pip install gensim)",

@@ -36,10 +36,8 @@ def analogies(
         restrict: only the most frequent words are known, and are answers; compute-accuracy.c is run with 30,000.
         batch: questions at a time.
     """
-    unit = network.unit(restrict)
-    known = [
-        [network.number(word) for word in question] for question in questions if all(w in network for w in question)
-    ]
+    unit, index = network.unit(restrict), network.index
+    known = [[index[word] for word in question] for question in questions if all(word in index for word in question)]
     rows = torch.tensor([numbers for numbers in known if max(numbers) < len(unit)], dtype=torch.int64).view(-1, 4)
     right = sum(int((solve(unit, part[:, :3]) == part[:, 3]).sum()) for part in rows.split(batch) if len(part))
     return right, len(rows)

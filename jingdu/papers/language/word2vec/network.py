@@ -58,6 +58,11 @@ class Word2Vec(nn.Module):
         """By number, the most frequent first where they were counted."""
         return self._index()[0]
 
+    @property
+    def index(self) -> dict[str, int]:
+        """Word -> its number."""
+        return self._index()[1]
+
     def number(self, word: str) -> int:
         """A word's number. Raises UsageError, with the nearest words, where it is not in the vocabulary."""
         words, index = self._index()
@@ -68,7 +73,7 @@ class Word2Vec(nn.Module):
         return index[word]
 
     def __contains__(self, word: str) -> bool:
-        return word in self._index()[1]
+        return word in self.index
 
     def vector(self, word: str) -> Float32[Tensor, " dim"]:
         """v of one word."""
