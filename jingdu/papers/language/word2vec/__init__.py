@@ -19,8 +19,8 @@ before windows are cut: that is faster, and rare words learn from more of their 
 woman is near queen. Paper 2: NEG-15 with subsampling answers 61 % of the analogies.
 
 Differs from the paper in:
-- The released C code goes pair by pair, in several threads without locks. Here a step takes some 500 centre words at
-  once, in blocks from all over the text, and noise words are shared by 32 predictors (see `learning`).
+- The released C code goes pair by pair, in several threads without locks. Here a step takes some 1,000 centre words at
+  once, in blocks from all over the text, and noise words are shared by 64 predictors (see `learning`).
 - Where that code looks the sigmoid up in a table on [-6, 6], it is exact here, and no update is left out beyond 6.
 - Subsampling keeps with the code's probability, a little more than the text's Eq. 5 (see `keep_probability`).
 - As in the code, skip-gram's input is the neighbour and its output the centre word: over a window that reaches as far

@@ -29,13 +29,13 @@ from .vocabulary import Subsampling, draw_noise, huffman, keep_probability, nois
 
 Architecture = Literal["skip-gram", "cbow"]
 
-CENTRES = 512
+CENTRES = 1024
 """Centre words of a step."""
 BLOCK, TREE_BLOCK = 16, 4
 """T for negative sampling, and where there is a tree: a path's nodes meet the words of other windows in vain."""
-GROUP = 32
+GROUP = 64
 """Predictors that share noise words. Steps have a multiple of it in blocks."""
-DRAWS = 4
+DRAWS = 8
 """Noise words that a group draws for each of the K that a pair asks for."""
 
 
