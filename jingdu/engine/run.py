@@ -80,7 +80,7 @@ class Log:
             say(f"warning: {path}: line {len(kept) + 1} is damaged; the steps from there to {after} are not in the log")
         with room_for(path, sum(map(len, kept))):
             write_whole(path, b"".join(kept))
-        self.path, self.file = path, os.open(path, os.O_WRONLY | os.O_APPEND)
+            self.path, self.file = path, os.open(path, os.O_WRONLY | os.O_APPEND)
         self.board = None
         if tensorboard:
             from jingdu.errors import need_extra
