@@ -465,9 +465,9 @@ recipes = {
                 clip=1.0,
             ),
         ),
-        minutes=2.0,
-        expect={"bits_per_byte": (1.7, 2.4)},
-        about="characters of Python's help topics, the state carried from batch to batch",
+        minutes=1.5,
+        expect={"bits_per_byte": (1.95, 2.06)},
+        about="characters of Python's help topics, the state carried from batch to batch; measured: 2.005 bits a byte",
     ),
     "adding": Recipe(
         stages=(
@@ -482,7 +482,7 @@ recipes = {
                 clip=1.0,
             ),
         ),
-        minutes=2.0,
+        minutes=1.0,
         expect={"mse": (0.0, 0.03)},
         about="Sec. 5.4 at a lag of up to 100 steps",
     ),
