@@ -94,18 +94,19 @@ class GRUCell(Cell):
 
         def before(x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor]:
             (h,) = state
-            r, z = torch.addmm(x[:, : 2 * n], h, gates).sigmoid().chunk(2, 1)  # Eq. 5-6
-            new = torch.addmm(x[:, 2 * n :], r * h, candidate).tanh()  # Eq. 8
+            x_gates, x_new = x.split([2 * n, n], 1)
+            r, z = torch.addmm(x_gates, h, gates).sigmoid().chunk(2, 1)  # Eq. 5-6
+            new = torch.addmm(x_new, r * h, candidate).tanh()  # Eq. 8
             return (torch.lerp(new, h, z),)  # Eq. 7
 
         whole = self.weight_hh.t()
 
         def after(x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor]:
             (h,) = state
-            product = h @ whole
-            r, z = (x[:, : 2 * n] + product[:, : 2 * n]).sigmoid().chunk(2, 1)
-            own = product[:, 2 * n :] if inner is None else product[:, 2 * n :] + inner
-            new = torch.addcmul(x[:, 2 * n :], r, own).tanh()
+            x_gates, x_new = x.split([2 * n, n], 1)
+            h_gates, own = (h @ whole).split([2 * n, n], 1)
+            r, z = (x_gates + h_gates).sigmoid().chunk(2, 1)
+            new = torch.addcmul(x_new, r, own if inner is None else own + inner).tanh()
             return (torch.lerp(new, h, z),)
 
         return before if self.reset == "before" else after

@@ -80,6 +80,16 @@ def test_forget_bias_is_the_forget_gates_alone() -> None:
     assert all(torch.allclose(a, b) for a, b in zip(plain(x, state), other(x, state), strict=True))
 
 
+def test_input_gates_may_start_closed() -> None:
+    net = jingdu.create("lstm_adding", hidden=HIDDEN, layers=2, direction="both", input_bias=-3.0)
+    for cell in (cell for layer in net.recurrent.layers for cell in layer.cells):
+        i, *others = cell.bias_ih.detach().chunk(4)
+        assert (i + 3).abs().max() < HIDDEN**-0.5 and all(part.abs().max() < HIDDEN**-0.5 for part in others)
+        assert i.std() > 0.01 and cell.bias_ih.requires_grad
+    with pytest.raises(UsageError, match="biases=1"):
+        jingdu.create("lstm_adding", biases=0)
+
+
 @pytest.mark.parametrize("options, quick", [
     ({}, True), ({"forget_bias": 1.0}, True), ({"forget_bias": 1.0, "biases": 1}, True),
     ({"forget_bias": 1.0, "biases": 0}, True), ({"projection": 4, "biases": 1}, True), ({"forget_bias": None}, False),
