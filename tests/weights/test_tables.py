@@ -77,9 +77,9 @@ def test_lists_number_the_layers_of_each_variant(tmp_path, monkeypatch):
 
 def test_more_rules_come_before_those_of_another(tmp_path, monkeypatch):
     text = LISTS + '\n[fourth]\nsame_as = "other"\nmore = [["head.w", ["copy.w", "head.w"], "same"]]\n'
-    (tmp_path / "numbered.toml").write_text(text)
+    (tmp_path / "extended.toml").write_text(text)  # tables are read once
     monkeypatch.setattr("jingdu.weights.tables.KEYS", tmp_path)
-    table = tables("numbered")["fourth"].of("small")
+    table = tables("extended")["fourth"].of("small")
     assert table.from_ours("head.w").theirs == ("copy.w", "head.w")
     assert table.from_ours("head.b").theirs == ("classifier.b",)
     assert table.from_ours("a.w").theirs == ("features.0.w",)
