@@ -513,6 +513,11 @@ def _bench(words: list[str]) -> int:
     parser.add_argument(
         "--optimize", action="store_true", help="ours by optimize_for_inference, against the reference's plain float32"
     )
+    parser.add_argument(
+        "--decode",
+        action="store_true",
+        help="only the making of text, which else follows the inference of networks that do",
+    )
     parser.add_argument("--rounds", type=int, default=20, help="pairs of runs (20)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true", help="for programs")

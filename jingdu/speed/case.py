@@ -320,18 +320,20 @@ def bench_decoding(
     return rows
 
 
-def bench_all(names: Sequence[str], quiet: bool = False, **options: Any) -> list[dict[str, Any]]:
-    """`bench` for several networks, and `bench_decoding` for those that make text; `quiet` prints to the standard error.
+def bench_all(names: Sequence[str], quiet: bool = False, decode: bool = False, **options: Any) -> list[dict[str, Any]]:
+    """`bench` for several networks, and `bench_decoding` for those that make text, or with `decode` that alone.
 
-    A wrong name ends it before anything is timed.
+    `quiet` prints to the standard error. A wrong name ends it before anything is timed.
     """
     for name in names:
         their_name(canon.resolve(name), options.get("against"))
     rows: list[dict[str, Any]] = []
     with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
         for name in names:
-            rows.append(bench(name, **options))
-            if not options.get("train") and makes_text(name, rows[-1]["against"]):
+            if not decode:
+                rows.append(bench(name, **options))
+            alias = their_name(canon.resolve(name), options.get("against"))
+            if decode or (not options.get("train") and makes_text(name, alias)):
                 few = max(options.get("rounds", 0) // 3, FEWEST)
                 chosen = {key: options[key] for key in ("against", "dtype", "device") if key in options}
                 rows += bench_decoding(name, **chosen, rounds=few)

@@ -104,6 +104,15 @@ def test_the_bench_makes_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert quick["tokens_per_second"] == pytest.approx(9 / quick["ours"])
     rows = case.bench_decoding("gpt2", "transformers", dtype="bf16", length=9)
     assert [row["bytes"] for row in rows] == [2 * size] * 2 and rows[1]["optimization"]["dtype"] == "bf16"
+    monkeypatch.setattr(case, "bench", lambda name, **options: {"mode": "inference"})
+    monkeypatch.setattr(case, "bench_decoding", lambda name, **options: [{"mode": "decoding", **options}])
+    assert [row["mode"] for row in case.bench_all(["gpt2"], rounds=60)] == ["inference", "decoding"]
+    assert case.bench_all(["gpt2"], decode=True, dtype="bf16") == [{"mode": "decoding", "dtype": "bf16", "rounds": 6}]
+    assert [row["mode"] for row in case.bench_all(["resnet18"])] == ["inference"]
+    assert [row["mode"] for row in case.bench_all(["gpt2"], train=True)] == ["inference"]
+
+
+def test_a_bench_of_no_text_is_refused() -> None:
     with pytest.raises(UsageError, match="makes no text"):
         case.bench_decoding("resnet18")
 

@@ -43,25 +43,31 @@ def _of_module(text: str) -> Iterator[tuple[str, str]]:
 def questions(words: Any, count: int, seed: int) -> list[tuple[list[int], list[int]]]:
     """Like LAMBADA: a text, and its last name, which occurred before, but only at least 40 tokens earlier.
 
-    The name is all tokens of an identifier of four letters or more, so that it cannot be guessed from its form.
+    One of each function, where it has any. The name is all tokens of an identifier of four letters or more, so that it
+    cannot be guessed from its form.
     """
-    found = []
-    for text, _ in _functions():
-        for node in ast.walk(_parsed(text)):
-            name = getattr(node, "id", None)
-            if not isinstance(name, str) or len(name) < 4 or node.lineno < 4:
-                continue
-            line = text.splitlines()[node.lineno - 1]
-            before = "\n".join(text.splitlines()[: node.lineno - 1]) + "\n" + line[: node.col_offset]
-            # The space before a name belongs to its token.
-            cut = before.rstrip(" ") if line[: node.col_offset].strip() else before
-            context, answer = words.encode(cut, disallowed=()), words.encode(before[len(cut) :] + name, disallowed=())
-            at = cut.rfind(name)
-            if at < 0 or len(words.encode(cut[at:], disallowed=())) < FAR:
-                continue
-            found.append((context[-(CONTEXT - len(answer)) :], answer))
-    order = permutation(seed, 0, len(found))
-    return [found[i] for i in order[:count]]
+    found: list[tuple[list[int], list[int]]] = []
+    for i in permutation(seed, 0, len(_functions())):
+        if len(found) < count and (asked := _question(_functions()[i][0], words)):
+            found.append(asked)
+    return found
+
+
+def _question(text: str, words: Any) -> tuple[list[int], list[int]] | None:
+    lines = text.splitlines()
+    names = [node for node in ast.walk(_parsed(text)) if isinstance(node, ast.Name) and len(node.id) >= 4]
+    for node in sorted(names, key=lambda node: (node.lineno, node.col_offset), reverse=True):
+        line = lines[node.lineno - 1][: node.col_offset]
+        before = "\n".join([*lines[: node.lineno - 1], line])
+        # The space before a name belongs to its token.
+        cut = before.rstrip(" ") if line.strip() else before
+        at = cut.rfind(node.id)
+        if at < 0 or len(cut) - at < FAR or len(words.encode(cut[at:], disallowed=())) < FAR:
+            continue
+        context = words.encode(cut, disallowed=())
+        answer = words.encode(before[len(cut) :] + node.id, disallowed=())
+        return context[-(CONTEXT - len(answer)) :], answer
+    return None
 
 
 def _parsed(text: str) -> ast.AST:
