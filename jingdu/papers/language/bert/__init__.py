@@ -33,8 +33,6 @@ fine-tuning), `answers` (from a text to what a head says of it).
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-
 from jingdu.engine.contracts import Recipe, Stage
 from jingdu.errors import UsageError
 from jingdu.prediction import Prediction
@@ -164,7 +162,6 @@ recipes = {
 }
 
 
-@torch.no_grad()
 def predict(
     model: BERT,
     inputs: Sequence[str],
