@@ -61,7 +61,7 @@ __all__ = [
 ]  # fmt: skip
 
 _CODE = "bert.examples(of='stdlib(share=0.3)', vocabulary=2048, length=64, duplicates=2, gaps=10)"
-_SMALL_BERT = "width=128, layers=3, heads=4, context=128, dropout=0.0"
+_SMALL_BERT = "width=128, layers=3, heads=4, context=128, dropout=0.0, std=0.05"
 
 _READING = Stage(
     name="pre-training",
@@ -69,7 +69,7 @@ _READING = Stage(
     networks={"network": f"bert_base_uncased(head='pretraining', {_SMALL_BERT})"},
     data=_CODE,
     batch_size=16,
-    steps=1000,
+    steps=1500,
     optimizer="adamw",
     lr=2e-3,
     eps=1e-6,
