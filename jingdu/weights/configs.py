@@ -214,21 +214,17 @@ def _transformers_bert(config: Config) -> Sizes:
     names = {"vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
     size = tuple(config.get(name, value) for name, value in names.items())
     variant = next((name for name, of in known.items() if of == size), "bert_base_uncased")
-    overrides: dict[str, Any] = {}
-    if known[variant] != size:
-        overrides = dict(zip(("vocabulary", "width", "layers", "heads"), size, strict=True))
-    dropout = config.get("hidden_dropout_prob", 0.1)
-    for ours, value, usual in (
-        ("context", config.get("max_position_embeddings", 512), 512),
-        ("segments", config.get("type_vocab_size", 2), 2),
-        ("inner", config.get("intermediate_size", 3072), 4 * size[1]),
-        ("eps", config.get("layer_norm_eps", 1e-12), 1e-12),
-        ("dropout", dropout, 0.1),
-        ("attention_dropout", config.get("attention_probs_dropout_prob", 0.1), dropout),
-        ("causal", bool(config.get("is_decoder", False)), False),
-        ("head", head, None),
-    ):
-        overrides |= {} if value == usual else {ours: value}
+    overrides: dict[str, Any] = {
+        **dict(zip(("vocabulary", "width", "layers", "heads"), size, strict=True)),
+        "context": config.get("max_position_embeddings", 512),
+        "segments": config.get("type_vocab_size", 2),
+        "head": head,
+        "causal": bool(config.get("is_decoder", False)),
+        "dropout": config.get("hidden_dropout_prob", 0.1),
+        "attention_dropout": config.get("attention_probs_dropout_prob", 0.1),
+        "inner": config.get("intermediate_size", 3072),
+        "eps": config.get("layer_norm_eps", 1e-12),
+    }
     if head not in ("class", "tags"):
         return Sizes(variant, overrides)
     count, classes = _labels(config)

@@ -178,6 +178,18 @@ def test_old_names_of_norms(tmp_path: Path) -> None:
         assert_close(states(tokens(3, 11)), theirs.bert(tokens(3, 11)).last_hidden_state)
 
 
+@pytest.mark.parametrize(("head", "kind"), [("tags", "BertForTokenClassification"), (None, "BertModel")])
+def test_the_way_out(head: str | None, kind: str, tmp_path: Path) -> None:
+    ours = jingdu.create(
+        "bert", vocabulary=101, width=24, layers=2, heads=4, context=37, head=head, labels=2, dropout=0.1, inner=53
+    ).eval()
+    randomise_(ours, torch.Generator().manual_seed(5))
+    jingdu.export(ours, "transformers", tmp_path / "out")
+    theirs, said = getattr(import_transformers(), kind).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not said["missing_keys"] and not said["unexpected_keys"]
+    compare(ours, theirs.eval(), tokens(3, 11), masks(11, "right", (11, 5, 2)), None)
+
+
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     reference(tmp_path, "BertForMaskedLM")
     with pytest.raises(jingdu.errors.Refused, match=r"pooler\.dense\.weight"):

@@ -409,7 +409,8 @@ def test_predictions(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "bert", "an object\tis a thing", "--weights", weights]) == 0
     assert "the second follows" in capsys.readouterr().out
     assert main(["predict", "bert", "def f(x): return x", "--weights", str(run)]) == 0
-    assert any(role in capsys.readouterr().out for role in ROLES)
+    out = capsys.readouterr().out
+    assert any(role in out for role in ROLES) and out.count("  0.") == 8
     assert main(["predict", "bert", "the [MASK]", "--weights", weights, "--top", "0"]) == 2
 
 

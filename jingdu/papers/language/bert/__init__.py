@@ -33,8 +33,6 @@ fine-tuning), `answers` (from a text to what a head says of it).
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-
 from jingdu.engine.contracts import Recipe, Stage
 from jingdu.errors import UsageError
 from jingdu.prediction import Prediction
@@ -63,7 +61,7 @@ __all__ = [
 ]  # fmt: skip
 
 _CODE = "bert.examples(of='stdlib(share=0.3)', vocabulary=2048, length=64, duplicates=2, gaps=10)"
-_SMALL_BERT = "width=128, layers=3, heads=4, context=128, dropout=0.0"
+_SMALL_BERT = "width=128, layers=3, heads=4, context=128, dropout=0.0, std=0.05"
 
 _READING = Stage(
     name="pre-training",
@@ -71,7 +69,7 @@ _READING = Stage(
     networks={"network": f"bert_base_uncased(head='pretraining', {_SMALL_BERT})"},
     data=_CODE,
     batch_size=16,
-    steps=1000,
+    steps=1500,
     optimizer="adamw",
     lr=2e-3,
     eps=1e-6,
@@ -164,7 +162,6 @@ recipes = {
 }
 
 
-@torch.no_grad()
 def predict(
     model: BERT,
     inputs: Sequence[str],

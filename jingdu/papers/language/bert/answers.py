@@ -19,6 +19,7 @@ STRIDE = 128
 """Tokens from the beginning of one window of a long passage to that of the next (Sec. 4.2, run_squad.py)."""
 
 
+@torch.no_grad()
 def _ask_network(model: BERT, marked: Marked, rows: Sequence[Row], choices: bool = False) -> Any:
     """The network's answer to some rows."""
     place = next(model.parameters()).device

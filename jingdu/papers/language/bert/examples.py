@@ -86,6 +86,7 @@ def cut_pairs(text: Lines, length: int, rng: random.Random, short: float = 0.1) 
     count, most, found = len(bounds) - 1, length - 3, []
     for document in range(count):
         end, at = bounds[document + 1], bounds[document]
+        # One length for all of a document, as in the released code.
         first, target = at, _target(rng, most, short)
         while at < end:
             at += 1
@@ -106,7 +107,6 @@ def cut_pairs(text: Lines, length: int, rng: random.Random, short: float = 0.1) 
                 at = border
             else:
                 found.append((starts[first], starts[border], starts[border], starts[at], 0))
-            # The released code draws a length once a document.
             first = at
     return np.array(found, dtype=np.int64).reshape(-1, 5)
 

@@ -142,6 +142,7 @@ class BERT(nn.Module):
         head: what it gives (`Head`); None is the states alone.
         labels: classes or tags of a task; 1 class is a number (regression).
         causal: no token sees a later one: the left-to-right model of Section 5.1.
+        std: of initial weights (initializer_range); a network of width 64 needs 0.07 for products as large as base's.
         layer: what `Layer` takes further: dropout, attention_dropout, inner, eps.
 
     Raises UsageError for another head, and for heads that do not divide.
@@ -158,6 +159,7 @@ class BERT(nn.Module):
         head: Head | str | None = None,
         labels: int = 2,
         causal: bool = False,
+        std: float | int = 0.02,
         **layer: Any,
     ):
         super().__init__()
@@ -175,11 +177,11 @@ class BERT(nn.Module):
         self.classifier = nn.Linear(width, outputs) if head in ("class", "tags", "choice") else None
         self.span = nn.Linear(width, 2) if head == "span" else None
         self.dropout = nn.Dropout(dropout)
-        self.initialise()
+        self.initialise(std)
 
-    def initialise(self) -> None:
-        """N(0, 0.02), cut off at two deviations in the released code; biases start at zero."""
-        each(self, (nn.Linear, nn.Embedding), lambda m: nn.init.trunc_normal_(m.weight, std=0.02, a=-0.04, b=0.04))
+    def initialise(self, std: float | int) -> None:
+        """Gaussian, cut off at two deviations in the released code; biases start at zero."""
+        each(self, (nn.Linear, nn.Embedding), lambda m: nn.init.trunc_normal_(m.weight, std=std, a=-2 * std, b=2 * std))
         each(self, nn.Linear, lambda m: nn.init.zeros_(m.bias))
 
     def states(

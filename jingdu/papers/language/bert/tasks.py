@@ -217,7 +217,7 @@ def features(
 
 @torch.no_grad()
 def sentence_vectors(
-    model: BERT, rows: Sequence[tuple[list[int], list[int]]], marked: Marked, batch: int = 32
+    model: BERT, rows: Sequence[tuple[list[int], list[int]]], marked: Marked, batch: int = 16
 ) -> Float[Tensor, "rows width"]:
     """Vectors of unit length: the mean of the last layer's states over the real tokens (sentence-transformers' MiniLM).
 
