@@ -399,10 +399,10 @@ recipes = {
                 decay="all",
             ),
         ),
-        minutes=1.5,
-        expect={"error": (0.0, 0.05)},
-        # Another seed may leave chance later and end far above: three gave 3, 11 and 32 % (claims/cnn/alexnet.py).
-        about="a narrow AlexNet tells the largest shape in 4,000 scenes of 64x64 pixels, under the recipe's own seed",
+        minutes=3,
+        # Three seeds gave 0.4, 0.4 and 0.3 % (claims/cnn/alexnet.py); at 600 steps one that left chance late, 32 %.
+        expect={"error": (0.0, 0.03)},
+        about="a narrow AlexNet tells the largest shape in 4,000 scenes of 64x64 pixels",
     ),
     "paper": Recipe(
         stages=(
