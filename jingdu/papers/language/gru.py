@@ -18,7 +18,8 @@ phrases of like meaning and grammar get like vectors (Fig. 4-5).
 Differs from the paper in:
 - The cell's default is torch's and cuDNN's, `reset="after"`: $\tilde h = \tanh(W x + r \odot (U h + b))$. The paper's,
   and the encoder-decoder's here, is `reset="before"`. They are different functions with the same weights' shapes.
-- Biases are learned, as in the authors' https://github.com/lisa-groundhog/GroundHog; the text leaves them out.
+- Biases are learned and the gradient's norm is clipped at 1, as in the authors' code,
+  https://github.com/lisa-groundhog/GroundHog; the text leaves both out.
 - c enters the decoder's candidate outside its reset gate, as in that code; the appendix multiplies it by r too.
 - The released code ends phrases by a symbol and starts the decoder from a zero vector; here it starts from a symbol
   that names the target's language, so one network can serve several.
