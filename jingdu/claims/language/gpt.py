@@ -12,7 +12,7 @@ from jingdu.names import Call
 from jingdu.papers.language.gpt import PACKAGES, recipes
 
 READING, TASK = recipes["laptop"].stages
-FEW = "bpe.tokens(of='pydoc_topics', vocabulary=300, length=16)"
+FEW = "bpe.tokens(of='pydoc_topics', vocabulary=300, length=64)"
 """Text for smoke runs."""
 ARMS = {
     "fine-tuned": "pre-trained,\nfine-tuned",
@@ -51,7 +51,7 @@ def _task(fold: int, budget: int, **options: Any) -> Stage:
 def pre_training_helps(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     """One network that has read, four ways to learn the task."""
     steps = lab.budget(full=(READING.steps, TASK.steps), smoke=(2, 2))
-    small = lab.budget(full={}, smoke={"networks": {"network": _narrow(READING)}, "batch_size": 4, "data": FEW})
+    small = lab.budget(full={}, smoke={"networks": {"network": _narrow(READING)}, "batch_size": 32, "data": FEW})
     read = lab.train(READING, seed, steps=steps[0], **small)
     lab.curve("reading", *read.series("loss"), "step", "loss (nats a token)")
     start = str(read.folder)

@@ -126,7 +126,7 @@ def larger_is_better(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     values = {}
     sizes = lab.budget(full=SIZES, smoke={name: (8 + 8 * i, 1, 2) for i, name in enumerate(SIZES)})
     count = lab.budget(full=(QUESTIONS, SUMMARIES), smoke=(7, 3))
-    data = lab.budget(full=STAGE.data, smoke="bpe.tokens(of='pydoc_topics', vocabulary=300, length=16)")
+    data = lab.budget(full=STAGE.data, smoke="bpe.tokens(of='pydoc_topics', vocabulary=300, length=64)")
     words = open_source(data, "train", STAGE).tokenizer
     asked = questions(words, count[0], seed)
     for name, (width, layers, heads) in sizes.items():
@@ -134,7 +134,7 @@ def larger_is_better(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
         network = f"gpt2(vocabulary={words.n_vocab}, {sizes_of}, dropout=0.0)"
         run = lab.train(
             STAGE, seed, networks={"network": network}, steps=lab.budget(full=STAGE.steps, smoke=2),
-            batch_size=lab.budget(full=STAGE.batch_size, smoke=2), data=data,
+            batch_size=lab.budget(full=STAGE.batch_size, smoke=32), data=data,
         )  # fmt: skip
         model = run.system.network
         with torch.no_grad():
