@@ -40,7 +40,8 @@ def neighbour_counts(text: list[list[str]], words: list[str], window: int = WIND
     return torch.from_numpy(counts + counts.T).float()
 
 
-# The margins were set on 2026-11-26, before the first full run.
+# The margins were set on 2026-11-26, before the first full run. Trials on another language (seed 7) chose 20 epochs: 82 %
+# for skip-gram, 16 % for counts.
 @claim(
     "Skip-gram vectors answer analogies by adding and subtracting words; raw counts of neighbours do not.",
     source="2013a, Sec. 4; 2013b, Sec. 3",
@@ -49,13 +50,13 @@ def neighbour_counts(text: list[list[str]], words: list[str], window: int = WIND
         Test("skip-gram.accuracy", "counts.accuracy", above=3.0, ratio=True, about="three times as many as counts do"),
     ),
     seeds=3,
-    minutes=2.0,
+    minutes=0.5,
     about="A made-up language of 2,000 words by Zipf's law, in which nouns have a planted concept (king and queen) and a "
-    "planted form (king and man): 720,000 words, another language each seed. The paper has a billion words of news.",
+    "planted form (king and man): 240,000 words, another language each seed. The paper has a billion words of news.",
 )  # fmt: skip
 def word_arithmetic(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     """a is to b as c is to d: for all pairs of each of three relations, gender, plural and capital."""
-    count = lab.budget(full=60_000, smoke=1_500)
+    count = lab.budget(full=20_000, smoke=1_500)
     run = lab.train(recipes["laptop"], seed=seed, data=f"word2vec.planted(count={count}, seed={seed})")
     network = run.system.network
     counts = Word2Vec(len(network.words), len(network.words), spelling=len(network.spelling))
