@@ -106,7 +106,7 @@ def planted_questions() -> list[tuple[str, str, str, str]]:
     return found
 
 
-def planted(split: Literal["train", "test"], count: int = 60_000, seed: int = 0, **language: Any) -> Tensors:
+def planted(split: Literal["train", "test"], count: int = 20_000, seed: int = 0, **language: Any) -> Tensors:
     """The language as data: `text`, documents of 1000 lines; for testing `analogy`, the questions.
 
     Args:
