@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.faults.nursery import prepare
+
 
 @dataclass(frozen=True)
 class Case:
@@ -51,8 +53,9 @@ class Outcome:
 
 def measure(row: Row, count: int, seed: int, folder: Path) -> Outcome:
     """Do `count` faults of a row: the same ones for the same seed."""
-    outcome, started = Outcome(row), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
+    prepare()
+    outcome, started = Outcome(row), time.monotonic()
     for case in row.cases(count, random.Random(f"{seed}-{row.number}"), folder):
         outcome.done += case.count
         outcome.passed += case.count * case.ok

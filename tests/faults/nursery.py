@@ -47,9 +47,10 @@ class Child:
 
 def start(function: str, *arguments: Any, output: Path, environment: dict[str, str] | None = None) -> Child:
     """Fork a child that calls `module:function` of this package with plain arguments; its result is the exit code."""
+    nursery = _nursery()  # its start, of some seconds, is no part of a child's time
     started = time.monotonic()
     request = {"call": function, "with": arguments, "output": str(output), "environment": environment or {}}
-    return Child(_nursery().ask(request), output, started)
+    return Child(nursery.ask(request), output, started)
 
 
 def call(function: str, *arguments: Any, output: Path) -> Child:
@@ -80,7 +81,15 @@ class _Nursery:
 
 @cache
 def _nursery() -> _Nursery:
-    return _Nursery()
+    """The one of this process, when it has imported everything."""
+    nursery = _Nursery()
+    nursery.ask({"ready": True})
+    return nursery
+
+
+def prepare() -> None:
+    """Start the nursery, so that what is timed next does not wait for it."""
+    _nursery()
 
 
 def _wait(pid: int, seconds: float, ask: int) -> int:
@@ -125,7 +134,9 @@ def _serve() -> None:
     os.dup2(2, 1)
     for line in sys.stdin:
         request = json.loads(line)
-        if "wait" in request:
+        if "ready" in request:
+            answer = 0
+        elif "wait" in request:
             answer = _wait(request["wait"], request["seconds"], request["ask"])
         else:
             # A child stands for a whole program: what it gets before it is ready counts as Ctrl-C.
