@@ -234,8 +234,8 @@ UNITS = {"lstm": "lstm_adding", "gru": "gru_adding"}
     ),
     seeds=3,
     minutes=8.0,
-    about="64 units each, on the adding problem of the LSTM's paper, by the recipe of the LSTM's claim. The LSTM's forget "
-    "gate starts at 1; the unit's gates start as torch's do. The paper does not make this comparison in numbers.",
+    about="64 units each, on the adding problem of the LSTM's paper, by the recipe of the LSTM's claim. The LSTM's input "
+    "gates start closed and its forget gates open; the unit's gates start as torch's do. The paper does not make this comparison in numbers.",
 )  # fmt: skip
 def add_with_fewer_weights(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     """Train both on the adding problem; squared error on 2,000 other sequences."""
@@ -258,7 +258,7 @@ def draw_learning(figure: Any, outcome: Outcome) -> None:
         measured = outcome.values[name]
         for seed, (xs, ys) in enumerate(curves):
             smooth = np.convolve(ys, np.ones(25) / 25, "valid") if len(ys) >= 25 else np.array(ys)
-            label = f"{name}, {measured['parameters'][0]:,} weights: {np.mean(measured['mse']):.4f} in the end"
+            label = f"{name}, {measured['parameters'][0]:,.0f} weights: {np.mean(measured['mse']):.4f} in the end"
             axes.plot(
                 np.array(xs)[-len(smooth) :], smooth, color=colour, linewidth=1.2, alpha=0.8,
                 label=None if seed else label,
