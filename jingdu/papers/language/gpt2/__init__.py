@@ -73,9 +73,9 @@ recipes = {
                 clip=1.0,
             ),
         ),
-        minutes=1.2,
+        minutes=3,
         expect={"bits_per_byte": (1.7, 2.8)},
-        about="a GPT-2 of a million weights reads the standard library",
+        about="a GPT-2 of a million weights reads the standard library; measured: 2.19 bits a byte",
     ),
     "paper": Recipe(
         stages=(
