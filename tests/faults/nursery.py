@@ -118,8 +118,11 @@ def _run(request: dict[str, Any]) -> None:
     try:
         module, _, name = request["call"].partition(":")
         code = getattr(importlib.import_module(f"tests.faults.{module}"), name)(*request["with"]) or 0
-    except KeyboardInterrupt:  # a second signal, after the command has ended: Python itself leaves so
-        code = 130
+    except KeyboardInterrupt as stop:
+        if stop.__traceback__.tb_next is not None:  # it got out of the command, which is a fault
+            traceback.print_exc()
+        else:  # a signal before or after the command: Python itself leaves so
+            code = 130
     except BaseException:
         traceback.print_exc()
     finally:

@@ -191,12 +191,10 @@ def predict(
     model.eval()
     compared = []
     for text in inputs:
-        gaps = "[MASK]" in text and model.words is not None
-        if (
-            vectors
-            or model.head is None
-            or not (gaps or model.words is None or ("\t" in text and model.follows is not None))
-        ):
+        gaps, pair = "[MASK]" in text and model.words is not None, "\t" in text and model.follows is not None
+        # A head of a task answers any text; one that predicts words has nothing to say of a text without gaps.
+        answers = model.head is not None and (model.words is None or gaps or pair)
+        if vectors or not answers:
             compared.append(text)
         elif gaps:
             yield fill_gaps(model, marked, length, text, top)
