@@ -170,12 +170,13 @@ def _transformers_config(model: nn.Module, family: str, classes: tuple[str, ...]
 
 def _different(found: Mapping[str, Any], model: nn.Module, origin: Origin, card: canon.Paper) -> list[str]:
     """The options in which a network with the arguments `found` is another one than ours."""
+    made = card.load().VARIANTS[origin.variant]
+    # A variant is the arguments of the network's class, or of a function that stands beside them.
+    maker, arguments = made if isinstance(made, tuple) else (type(model), made)
     defaults = {
-        name: one.default
-        for name, one in inspect.signature(type(model)).parameters.items()
-        if one.default is not one.empty
+        name: one.default for name, one in inspect.signature(maker).parameters.items() if one.default is not one.empty
     }
-    defaults |= card.load().VARIANTS[origin.variant]
+    defaults |= arguments
     theirs = {**defaults, **found}
     plain = {key: _plain(value) for key, value in theirs.items()}
     odd = [key for key, value in origin.overrides.items() if key not in plain or plain[key] != _plain(value)]

@@ -157,6 +157,16 @@ def test_of_several_names_the_one_with_our_options_is_chosen(tmp_path, monkeypat
         jingdu.export(jingdu.create("resnet18", shortcut="A"), "timm", tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_torch_loads_recurrent_networks(kind, tmp_path):
+    ours = jingdu.create(f"{kind.lower()}_cell_100_128")
+    assert jingdu.export(ours, "torch", tmp_path / "w.pth").network == f"torch/{kind.lower()}"
+    theirs = getattr(nn, kind)(100, 128, batch_first=True)
+    theirs.load_state_dict(torch.load(tmp_path / "w.pth"))
+    x = torch.randn(2, 7, 100)
+    torch.testing.assert_close(ours(x)[0], theirs(x)[0], rtol=1e-4, atol=1e-6)
+
+
 def test_a_network_that_was_changed_by_hand_is_refused(tmp_path):
     ours = jingdu.create("resnet18")
     ours.fc = nn.Linear(512, 3)
