@@ -19,6 +19,7 @@ from jingdu.errors import Missing, UsageError
 from jingdu.papers.language.bpe import (
     FAMILIES,
     Family,
+    Merges,
     Tokenizer,
     compile_pattern,
     count_pieces,
@@ -31,6 +32,7 @@ from jingdu.papers.language.bpe import (
     split,
     write_json,
 )
+from jingdu.papers.language.bpe.compiled import tiktoken_ranks
 
 regex = pytest.importorskip("regex")
 tiktoken = pytest.importorskip("tiktoken")
@@ -120,7 +122,7 @@ def test_ids_are_tiktokens(both: tuple[Tokenizer, Any]) -> None:
 
 
 def test_ids_are_tokenizers(both: tuple[Tokenizer, Any]) -> None:
-    """Through to_json, and by the fast way, which is the library's."""
+    """Through to_json; and by the fast way."""
     ours, _ = both
     reference, texts = _library(ours.to_json()), corpus()[70:120]
     fast = ours.encode_batch(texts, disallowed=(), fast=True)
@@ -222,6 +224,22 @@ def test_merges_are_those_of_their_trainer(family: str) -> None:
     assert ours.model.pairs() == fast.model.pairs() and ours.model.vocabulary == fast.model.vocabulary
     assert ours.special == fast.special == {"<|endoftext|>": 1499}
     _agree(ours, texts, _library(write_json(fast.model, {})))
+    assert ours.encode_batch(texts, disallowed=(), fast=True) == ours.encode_batch(texts, disallowed=())
+    assert (tiktoken_ranks(ours.model) is not None) == (family in ("gpt2", "cl100k", "o200k"))
+
+
+def test_merges_that_tiktoken_would_not_follow_are_left_to_tokenizers() -> None:
+    """ "abc" is merged of a and bc only, and ab is merged before: tiktoken's rule finds the token, and the list does not."""
+    letters = {bytes([byte]): byte for byte in range(256)}
+    vocabulary, gpt2 = letters | {b"ab": 256, b"bc": 257, b"abc": 258}, FAMILIES["gpt2"]
+    pairs = [(b"a", b"b"), (b"b", b"c"), (b"ab", b"c")]
+    assert tiktoken_ranks(Merges.from_merges(vocabulary, pairs, gpt2)) == vocabulary
+    listed = Merges.from_merges(vocabulary, [*pairs[:2], (b"a", b"bc")], gpt2)
+    falling = Merges.from_merges(letters | {b"ab": 258, b"bc": 257, b"abc": 256}, pairs, gpt2)
+    for model in (listed, falling):
+        assert tiktoken_ranks(model) is None
+        ours = Tokenizer(model)
+        assert ours.encode_batch(["abc ab"], fast=True) == ours.encode_batch(["abc ab"])
 
 
 @pytest.mark.parametrize("lower", [True, False])

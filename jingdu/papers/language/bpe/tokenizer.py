@@ -5,9 +5,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jingdu.errors import Refused, UsageError, need_extra
+from jingdu.errors import Refused, UsageError
 
 from .added import Added, Names, find_added
+from .compiled import Encode, compiled
 from .files import read_parts
 from .interchange import Model, read_json, write_json
 from .merges import Merges
@@ -120,27 +121,24 @@ class Tokenizer:
     def encode_batch(
         self, texts: Sequence[str], allowed: Names = (), disallowed: Names = "all", fast: bool = False
     ) -> list[list[int]]:
-        """The ids of several texts; with `fast` by the tokenizers library, which gives the same."""
+        """The ids of several texts; with `fast` by a compiled library that gives the same (see `compiled`).
+
+        Raises Missing for `fast` without the library.
+        """
         if not fast:
             return [self.encode(text, allowed, disallowed) for text in texts]
         for text in texts:
             _check(text)
         parts = [list(find_added(text, self.added, allowed, disallowed)) for text in texts]
         plain = [t[a:b] for t, found in zip(texts, parts, strict=True) for a, b, number in found if number is None]
-        encoded = iter(self.library.encode_batch_fast(plain, add_special_tokens=False))
+        encoded = iter(self._compiled(plain))
         return [
-            [i for _, _, number in found for i in (next(encoded).ids if number is None else (number,))]
-            for found in parts
+            [i for _, _, number in found for i in (next(encoded) if number is None else (number,))] for found in parts
         ]
 
     @cached_property
-    def library(self) -> Any:
-        """This tokenizer as the tokenizers library's, without special tokens."""
-        try:
-            import tokenizers
-        except ImportError:
-            raise need_extra("tokenizers", "text", "the fast way of encoding") from None
-        return tokenizers.Tokenizer.from_str(write_json(self.model, {}))
+    def _compiled(self) -> Encode:
+        return compiled(self.model)
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """The ids of bytes that need not be UTF-8: `decode_bytes` gives exactly them back.

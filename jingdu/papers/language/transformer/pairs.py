@@ -24,7 +24,7 @@ from .spelling import BytePairs, learn_spelling
 __all__ = ["Pairs", "Rows", "group", "pairs"]
 
 MANY = 100_000
-"""Texts from which on they are encoded by the tokenizers library, where it is installed."""
+"""Texts from which on they are encoded by a compiled library, where one is installed."""
 
 
 class Rows:
@@ -216,7 +216,7 @@ def _encode(texts: Sequence[str], tokenizer: Tokenizer) -> Rows:
     different = list(dict.fromkeys(texts))
 
     def make() -> bytes:
-        fast = len(different) >= MANY and find_spec("tokenizers") is not None
+        fast = len(different) >= MANY and any(map(find_spec, ("tiktoken", "tokenizers")))
         found = Rows.of(tokenizer.encode_batch(different, disallowed=(), fast=fast))
         return found.ends.astype("<i8").tobytes() + found.flat.astype("<i4").tobytes()
 
