@@ -333,4 +333,5 @@ def test_trains_and_predicts(tmp_path: Path) -> None:
     assert len(found[0].data["top"]) == 3 and math.isclose(
         sum(e["probability"] for e in found[0].data["top"]), 1, abs_tol=0.8
     )
-    assert found[1].files == (tmp_path / "p" / "a-points.png",) and to_tensor(decode(found[1].files[0])).shape == (3, 440, 440)
+    assert found[1].files == (tmp_path / "p" / "a-points.png",)
+    assert to_tensor(decode(found[1].files[0])).shape == (3, 440, 440)
