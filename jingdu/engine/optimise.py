@@ -8,6 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -149,19 +150,36 @@ class _UncorrectedAdamW(_Uncorrected, torch.optim.AdamW):
     pass
 
 
+def rates(system: nn.Module) -> dict[str, float]:
+    """Name of a parameter -> its learning rate as a multiple of the stage's, where a module's `rates` says one.
+
+    A module's `rates` maps the first part of its own parameters' names to the multiple ({"offset": 0.1}).
+    """
+    return {
+        f"{place}{'.' if place else ''}{name}": float(module.rates[part])
+        for place, module in system.named_modules()
+        if isinstance(getattr(module, "rates", None), dict)
+        for name, _ in module.named_parameters()
+        if (part := name.partition(".")[0]) in module.rates
+    }
+
+
 def make_optimizer(stage: Stage, system: nn.Module, objective: Objective) -> torch.optim.Optimizer:
     """The optimiser of one objective, over the parameters whose names start as it says."""
     named = [(name, p) for name, p in system.named_parameters() if name.startswith(objective.parameters)]
     named = [(name, p) for name, p in named if p.requires_grad]
     if not named:
         raise UsageError(f"objective {objective.name!r} has no parameters that start with {objective.parameters}")
-    if stage.decay == "all":
-        groups = [{"params": [p for _, p in named], "weight_decay": stage.weight_decay}]
-    else:
-        groups = [
-            {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": stage.weight_decay},
-            {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
-        ]
+    multiples = rates(system)
+    groups: list[dict[str, Any]] = []
+    for rate in sorted({multiples.get(name, 1.0) for name, _ in named}, reverse=True):
+        alike = [p for name, p in named if multiples.get(name, 1.0) == rate]
+        more = {"lr": stage.lr * rate, "rate": rate} if rate != 1.0 else {}
+        if stage.decay == "all":
+            groups.append({"params": alike, "weight_decay": stage.weight_decay, **more})
+        else:
+            groups.append({"params": [p for p in alike if p.ndim >= 2], "weight_decay": stage.weight_decay, **more})
+            groups.append({"params": [p for p in alike if p.ndim < 2], "weight_decay": 0.0, **more})
     groups = [group for group in groups if group["params"]]
     if stage.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=stage.lr, momentum=stage.momentum, nesterov=stage.nesterov)
@@ -176,7 +194,7 @@ def apply_schedule(optimizer: torch.optim.Optimizer, values: dict[str, float], p
     """Set what the schedule gives; returns the learning rate in force."""
     lr = max(peak * values["lr"], values.get("minimum", 0.0))
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("rate", 1.0)
         if "momentum" in values and "momentum" in group:
             group["momentum"] = values["momentum"]
     return lr
