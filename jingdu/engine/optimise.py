@@ -29,10 +29,18 @@ def constant(step: int, total: int, epoch: float, *, warmup: int = 0) -> dict[st
 
 
 def step(
-    step: int, total: int, epoch: float, *, every: float, factor: float = 0.1, hold: float | None = None
+    step: int,
+    total: int,
+    epoch: float,
+    *,
+    every: float,
+    factor: float = 0.1,
+    hold: float | None = None,
+    warmup: int = 0,
 ) -> dict[str, float]:
-    """Times `factor` after each `every` epochs, for the first time after `hold` (by default `every`)."""
-    return {"lr": factor ** max(1 + math.floor((step / epoch - (every if hold is None else hold)) / every), 0)}
+    """Times `factor` after each `every` epochs, for the first time after `hold` (by default `every`); linear warm-up."""
+    cuts = max(1 + math.floor((step / epoch - (every if hold is None else hold)) / every), 0)
+    return {"lr": _warm(step, warmup) * factor**cuts}
 
 
 def multistep(
@@ -155,18 +163,22 @@ def make_optimizer(stage: Stage, system: nn.Module, objective: Objective) -> tor
     named = [(name, p) for name, p in named if p.requires_grad]
     if not named:
         raise UsageError(f"objective {objective.name!r} has no parameters that start with {objective.parameters}")
-    if stage.decay == "all":
-        groups = [{"params": [p for _, p in named], "weight_decay": stage.weight_decay}]
-    else:
-        groups = [
-            {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": stage.weight_decay},
-            {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
-        ]
+
+    def decays(p: torch.Tensor) -> bool:
+        depthwise = p.ndim == 4 and p.shape[1] == 1
+        return stage.decay == "all" or (p.ndim >= 2 and not (stage.decay == "dense" and depthwise))
+
+    groups = [
+        {"params": [p for _, p in named if decays(p)], "weight_decay": stage.weight_decay},
+        {"params": [p for _, p in named if not decays(p)], "weight_decay": 0.0},
+    ]
     groups = [group for group in groups if group["params"]]
     if stage.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=stage.lr, momentum=stage.momentum, nesterov=stage.nesterov)
     if stage.optimizer == "adadelta":
         return torch.optim.Adadelta(groups, lr=stage.lr, rho=stage.momentum, eps=stage.eps)
+    if stage.optimizer == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=stage.lr, alpha=stage.betas[1], eps=stage.eps, momentum=stage.momentum)
     kinds = (torch.optim.Adam, torch.optim.AdamW) if stage.bias_correction else (_UncorrectedAdam, _UncorrectedAdamW)
     kind = kinds[stage.optimizer == "adamw"]
     return kind(groups, lr=stage.lr, betas=stage.betas, eps=stage.eps)
