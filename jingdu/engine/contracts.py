@@ -166,19 +166,20 @@ class Stage:
     steps: int | None = None
     """Length in steps."""
 
-    optimizer: Literal["sgd", "adam", "adamw", "adadelta"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw", "adadelta", "rmsprop"] = "sgd"
     lr: float = 0.1
     """The schedule's peak learning rate."""
     momentum: float = 0.9
-    """SGD's momentum; Adadelta's rho."""
+    """SGD's and RMSProp's momentum; Adadelta's rho."""
     nesterov: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's; the second is RMSProp's decay."""
     eps: float = 1e-8
     bias_correction: bool = True
     """Adam's and AdamW's averages are divided by what they lack in the first steps; BERT's released optimiser does not."""
     weight_decay: float = 0.0
-    decay: Literal["all", "matrices"] = "matrices"
-    """Which parameters decay: all, or only those with two axes or more (no biases, no norms)."""
+    decay: Literal["all", "matrices", "dense"] = "matrices"
+    """Which parameters decay: all, only those with two axes or more (no biases, no norms), or of these no depthwise kernels."""
     schedule: str = "constant"
     """constant, step, multistep, cosine, onecycle, linear, inverse_sqrt, exponential, with their arguments."""
     per_objective: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

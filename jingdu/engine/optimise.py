@@ -30,10 +30,18 @@ def constant(step: int, total: int, epoch: float, *, warmup: int = 0) -> dict[st
 
 
 def step(
-    step: int, total: int, epoch: float, *, every: float, factor: float = 0.1, hold: float | None = None
+    step: int,
+    total: int,
+    epoch: float,
+    *,
+    every: float,
+    factor: float = 0.1,
+    hold: float | None = None,
+    warmup: int = 0,
 ) -> dict[str, float]:
-    """Times `factor` after each `every` epochs, for the first time after `hold` (by default `every`)."""
-    return {"lr": factor ** max(1 + math.floor((step / epoch - (every if hold is None else hold)) / every), 0)}
+    """Times `factor` after each `every` epochs, for the first time after `hold` (by default `every`); linear warm-up."""
+    cuts = max(1 + math.floor((step / epoch - (every if hold is None else hold)) / every), 0)
+    return {"lr": _warm(step, warmup) * factor**cuts}
 
 
 def multistep(
@@ -170,21 +178,25 @@ def make_optimizer(stage: Stage, system: nn.Module, objective: Objective) -> tor
     named = [(name, p) for name, p in named if p.requires_grad]
     if not named:
         raise UsageError(f"objective {objective.name!r} has no parameters that start with {objective.parameters}")
+
+    def decays(p: torch.Tensor) -> bool:
+        depthwise = p.ndim == 4 and p.shape[1] == 1
+        return stage.decay == "all" or (p.ndim >= 2 and not (stage.decay == "dense" and depthwise))
+
     multiples = rates(system)
     groups: list[dict[str, Any]] = []
     for rate in sorted({multiples.get(name, 1.0) for name, _ in named}, reverse=True):
         alike = [p for name, p in named if multiples.get(name, 1.0) == rate]
         more = {"lr": stage.lr * rate, "rate": rate} if rate != 1.0 else {}
-        if stage.decay == "all":
-            groups.append({"params": alike, "weight_decay": stage.weight_decay, **more})
-        else:
-            groups.append({"params": [p for p in alike if p.ndim >= 2], "weight_decay": stage.weight_decay, **more})
-            groups.append({"params": [p for p in alike if p.ndim < 2], "weight_decay": 0.0, **more})
+        groups.append({"params": [p for p in alike if decays(p)], "weight_decay": stage.weight_decay, **more})
+        groups.append({"params": [p for p in alike if not decays(p)], "weight_decay": 0.0, **more})
     groups = [group for group in groups if group["params"]]
     if stage.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=stage.lr, momentum=stage.momentum, nesterov=stage.nesterov)
     if stage.optimizer == "adadelta":
         return torch.optim.Adadelta(groups, lr=stage.lr, rho=stage.momentum, eps=stage.eps)
+    if stage.optimizer == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=stage.lr, alpha=stage.betas[1], eps=stage.eps, momentum=stage.momentum)
     kinds = (torch.optim.Adam, torch.optim.AdamW) if stage.bias_correction else (_UncorrectedAdam, _UncorrectedAdamW)
     kind = kinds[stage.optimizer == "adamw"]
     return kind(groups, lr=stage.lr, betas=stage.betas, eps=stage.eps)

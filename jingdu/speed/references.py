@@ -156,10 +156,27 @@ def _transformers_bert(model: Any) -> tuple[str, dict[str, Any]]:
     return next(name for name, head in BERT_HEADS.items() if head == model.head), values
 
 
+def _transformers_mobilenet(model: Any) -> tuple[str, dict[str, Any]]:
+    """MobileNetV1Config and MobileNetV2Config: the width multiplier of our variant, the rest from the network."""
+    version = 2 if hasattr(model.head, "conv") else 1
+    style = model.stem.style
+    values = {
+        "depth_multiplier": model.alpha, "num_labels": model.fc.out_features, "hidden_act": style.activation,
+        "num_channels": model.stem.conv.in_channels, "tf_padding": style.padding == "same", "layer_norm_eps": style.eps,
+        "classifier_dropout_prob": model.dropout.p,
+    }  # fmt: skip
+    if version == 2:
+        values["output_stride"] = model.output_stride or 32
+    elif model.output_stride is not None:
+        raise UsageError("transformers' MobileNetV1 has no output stride")
+    return f"MobileNetV{version}ForImageClassification", values
+
+
 _TRANSFORMERS: Mapping[str, Callable[[Any], tuple[str, dict[str, Any]]]] = {
     "bert": _transformers_bert,
     "gpt": lambda model: ("OpenAIGPTLMHeadModel", _transformers_decoder(model)),
     "gpt2": lambda model: ("GPT2LMHeadModel", _transformers_decoder(model)),
+    "mobilenet": _transformers_mobilenet,
     "resnet": _transformers_resnet,
 }
 """Family -> from our network, the class of transformers and the values of its configuration."""

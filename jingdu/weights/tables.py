@@ -16,6 +16,11 @@ A family's tables are in `keys/<family>.toml`, one for each library:
 
     [torchvision.lists.features]            # layers that it numbers through, by variant: conv2_1.{*} is
     vgg11 = "conv1_1 . . conv2_1"           # features.3.{*} here; a dot is a layer without tensors
+    inside = [["conv.{*}", "0.{*}"]]        # rules for the rest of their names; without it, {*} is {*}
+
+    [[torchvision.only]]                    # rules of some variants alone
+    variants = ["vgg11_bn"]
+    rules = [["norm.{*}", "bn.{*}"]]
 
     [timm]
     same_as = "torchvision"
@@ -146,6 +151,37 @@ class Rule:
         return self._entry(key, self.theirs)
 
 
+class Numbering:
+    """Layers that a library numbers through: our name of each and its place, and rules for the names inside."""
+
+    def __init__(self, key: str, text: str, inside: Sequence[Sequence[Any]] = (("{*}", "{*}"),)):
+        self.theirs = {word: f"{key}.{place}" for place, word in enumerate(text.split()) if word != "."}
+        self.ours = {place: word for word, place in self.theirs.items()}
+        self.inside = tuple(Rule(*rule) for rule in inside)
+
+    def _entry(self, key: str, ours: bool) -> Entry | None:
+        words = key.split(".")
+        for cut in range(len(words) - 1, 0, -1):
+            layer, rest = ".".join(words[:cut]), ".".join(words[cut:])
+            other = (self.theirs if ours else self.ours).get(layer)
+            if other is None:
+                continue
+            own, place = (layer, other) if ours else (other, layer)
+            for rule in self.inside:
+                found = rule.from_ours(rest) if ours else rule.from_theirs(rest)
+                if found is not None:
+                    sides = ((own, found.ours), (place, found.theirs))
+                    here, there = (tuple(f"{prefix}.{name}" for name in names) for prefix, names in sides)
+                    return Entry(here, there, found.transform)
+        return None
+
+    def from_ours(self, key: str) -> Entry | None:
+        return self._entry(key, ours=True)
+
+    def from_theirs(self, key: str) -> Entry | None:
+        return self._entry(key, ours=False)
+
+
 @dataclass(frozen=True)
 class Fit:
     """How a table's names compare with the keys of a file."""
@@ -186,7 +222,7 @@ class KeyTable:
     """The names of one library for one family of networks."""
 
     name: str
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[Rule | Numbering, ...] = ()
     ignore: tuple[str, ...] = ()
     prefix: str = ""
     bare: bool = False
@@ -194,8 +230,8 @@ class KeyTable:
     spare: tuple[str, ...] = ()
     old: Mapping[str, str] = field(default_factory=dict, compare=False)
     variants: tuple[str, ...] = ()
-    numbered: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict, repr=False, compare=False)
-    """Variant -> the rules of its lists."""
+    numbered: Mapping[str, tuple[Rule | Numbering, ...]] = field(default_factory=dict, repr=False, compare=False)
+    """Variant -> its lists, and rules of its own."""
     _identity: bool = field(default=False, repr=False)
 
     @classmethod
@@ -204,7 +240,7 @@ class KeyTable:
         return cls(OWN, _identity=True)
 
     def of(self, variant: str | None) -> "KeyTable":
-        """The table of one variant: with the rules of its lists, where there are some."""
+        """The table of one variant: with its lists and own rules, where there are some."""
         return replace(self, rules=self.rules + self.numbered.get(variant or "", ()), numbered={})
 
     def _prefixed(self, entry: Entry | None) -> Entry | None:
@@ -278,17 +314,19 @@ class KeyTable:
 
 def _table(name: str, raw: Mapping[str, Any]) -> KeyTable:
     known = {
-        "rules", "ignore", "prefix", "bare", "outside", "spare", "old", "variants", "same_as", "more", "lists",
+        "rules", "ignore", "prefix", "bare", "outside", "spare", "old", "variants", "same_as", "more", "lists", "only",
     }  # fmt: skip
     extra = set(raw) - known
     if extra:
         raise ValueError(f"[{name}]: unknown {', '.join(sorted(extra))}")
-    numbered: dict[str, tuple[Rule, ...]] = {}
-    for key, by_variant in raw.get("lists", {}).items():
-        for variant, text in by_variant.items():
-            places = [(place, word) for place, word in enumerate(text.split()) if word != "."]
-            rules = [Rule(f"{word}.{{*}}", f"{key}.{place}.{{*}}") for place, word in places]
-            numbered[variant] = (*numbered.get(variant, ()), *rules)
+    numbered: dict[str, tuple[Rule | Numbering, ...]] = {}
+    for key, content in raw.get("lists", {}).items():
+        options = {"inside": content["inside"]} if "inside" in content else {}
+        for variant in (name for name in content if name != "inside"):
+            numbered[variant] = (*numbered.get(variant, ()), Numbering(key, content[variant], **options))
+    for part in raw.get("only", ()):
+        for variant in part["variants"]:
+            numbered[variant] = (*numbered.get(variant, ()), *(Rule(*rule) for rule in part["rules"]))
     return KeyTable(
         name,
         tuple(Rule(*rule) for rule in [*raw.get("more", ()), *raw.get("rules", ())]),
