@@ -225,6 +225,9 @@ def _flat(path: Path, content: Any, records: set[int] | None) -> dict[str, Tenso
     if not isinstance(content, Mapping):
         raise BadInput(path, f"it holds a {type(content).__name__}, not tensors by name: save a state_dict()")
     size = path.stat().st_size
+    if any(isinstance(value, Tensor) for value in content.values()):
+        # Notes beside the tensors, such as the values of masks in Pytorch-UNet's files, are no part of a network.
+        content = {name: value for name, value in content.items() if not _is_note(value)}
     for name, value in content.items():
         if not isinstance(name, str):
             raise BadInput(
@@ -243,6 +246,12 @@ def _flat(path: Path, content: Any, records: set[int] | None) -> dict[str, Tenso
     if not content:
         raise BadInput(path, "it holds no tensors")
     return {name: value.detach() for name, value in content.items()}
+
+
+def _is_note(value: Any) -> bool:
+    """A number or a text, or a list of them."""
+    plain = (bool, int, float, str)
+    return type(value) in plain or (type(value) in (list, tuple) and all(type(part) in plain for part in value))
 
 
 def _is_state(content: Mapping[Any, Any]) -> bool:
