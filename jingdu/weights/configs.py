@@ -252,6 +252,10 @@ class _Timm:
 
 
 _TIMM: Mapping[str, _Timm] = {
+    "nas": _Timm(
+        {"num_classes": "num_classes", "in_chans": "in_channels", "drop_rate": "dropout"},
+        {"global_pool": "avg", "output_stride": 32, "pad_type": "same"},
+    ),
     "resnet": _Timm(
         {"num_classes": "num_classes", "in_chans": "in_channels", "output_stride": "output_stride"},
         {"global_pool": "avg"},
