@@ -79,19 +79,19 @@ def test_samples_are_uniform_over_what_is_allowed() -> None:
     space = small(allowed=lambda values: not (values["kernel"] == 7 and values["skip"]))
     source = generator(3)
     counts: dict[tuple[int, ...], int] = {}
-    for _ in range(2500):
+    for _ in range(1250):
         code = space.sample(source)
         counts[code] = counts.get(code, 0) + 1
     assert set(counts) == set(space.codes()) and len(counts) == 25
-    assert min(counts.values()) > 60 and max(counts.values()) < 145  # 100 each, 4.5 deviations
+    assert min(counts.values()) > 20 and max(counts.values()) < 85  # 50 each, 4.5 deviations
 
 
 def test_a_mutation_changes_so_many_choices() -> None:
     space, source = small(), generator(5)
     for changes in (1, 2, 3):
-        seen = {space.mutate((1, 2, 0), source, changes) for _ in range(200)}
+        seen = {space.mutate((1, 2, 0), source, changes) for _ in range(50)}
         assert all(sum(a != b for a, b in zip(code, (1, 2, 0), strict=True)) == changes for code in seen)
-    assert {space.mutate((1, 2, 0), source) for _ in range(300)} == {
+    assert {space.mutate((1, 2, 0), source) for _ in range(120)} == {
         (0, 2, 0), (2, 2, 0), (1, 0, 0), (1, 1, 0), (1, 3, 0), (1, 4, 0), (1, 2, 1),
     }  # fmt: skip
     with pytest.raises(UsageError, match="4 changes"):
@@ -100,7 +100,7 @@ def test_a_mutation_changes_so_many_choices() -> None:
 
 def test_a_child_has_its_parents_choices() -> None:
     space, source = small(), generator(7)
-    uniform = {space.crossover((0, 0, 0), (2, 4, 1), source) for _ in range(200)}
+    uniform = {space.crossover((0, 0, 0), (2, 4, 1), source) for _ in range(100)}
     assert uniform == {(a, b, c) for a in (0, 2) for b in (0, 4) for c in (0, 1)}
     one = {space.crossover((0, 0, 0), (2, 4, 1), source, points=1) for _ in range(100)}
     assert one == {(0, 0, 1), (0, 4, 1)}

@@ -2,41 +2,71 @@ r"""Neural Architecture Search with Reinforcement Learning. Zoph, Le. 2016. http
 
 **Problem.** A network's architecture is chosen by hand, by people who try what they have seen to work.
 
-**Idea.** Write an architecture as a sequence of choices (Section 3.1), train each one that is proposed for a while, and
-let a search algorithm learn from the scores what to propose next.
-
 Differs from the paper in:
-- Random search, grids, evolution and Bayesian optimisation stand beside the paper's controller, behind one interface.
-
-Reading order: `space` (architectures as choices), `algorithms` (ask and tell).
+- nothing yet
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from torch import nn
+
 from jingdu.engine.contracts import Recipe
-from jingdu.errors import UsageError
+from jingdu.papers.cnn.alexnet import classify
 from jingdu.prediction import Prediction
 
 from .algorithms import Found, GridSearch, RandomSearch, SearchAlgorithm, search
+from .bayesian import Bayesian, Ensemble, GaussianProcess, expected_improvement
+from .cells import Genotype, NASCell, NASNet, ScheduledDropPath, drop_path, pad_same
+from .chain import ChainNet, chain_space, digits_space, zoph_le_space
+from .controller import Controller, ReinforcedController
+from .evaluation import Evaluator, Examples, Table, Training, accuracy, split_off, train_network
+from .evolution import AgeingEvolution, Genetic
 from .space import Choice, Cost, SearchSpace, count_cost, score
 
 __all__ = [
-    "Choice", "Cost", "Found", "GridSearch", "RandomSearch", "SearchAlgorithm", "SearchSpace", "build", "count_cost",
-    "predict", "score", "search",
+    "AgeingEvolution", "Bayesian", "ChainNet", "Choice", "Controller", "Cost", "Ensemble", "Evaluator", "Examples",
+    "Found", "GaussianProcess", "Genetic", "Genotype", "GridSearch", "NASCell", "NASNet", "RandomSearch",
+    "ReinforcedController", "ScheduledDropPath", "SearchAlgorithm", "SearchSpace", "Table", "Training", "accuracy",
+    "build", "chain_space", "count_cost", "digits_space", "drop_path", "expected_improvement", "pad_same", "predict",
+    "score", "search", "split_off", "train_network", "zoph_le_space",
 ]  # fmt: skip
 
+VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    # NASNet, Table 2: N @ penultimate filters
+    "nasnet_a_mobile_4at1056": (NASNet, {"repeats": 4, "width": 44, "stem": 32}),
+    "nasnet_a_large_6at4032": (NASNet, {"repeats": 6, "width": 168, "stem": 96, "skips": True}),
+    # PNASNet, Table 5
+    "nas_pnasnet5_large": (
+        NASNet,
+        {"normal": "pnasnet", "reduction": "pnasnet", "repeats": 4, "width": 216, "stem": 96, "counted": True},
+    ),
+    # Ours, for grey images of 8x8 pixels: a chain as a search finds them, and NASNet's cells
+    "nas_chain_digits": (
+        ChainNet,
+        {
+            "layers": ((12, 3, 3, 1, 1, ()), (12, 3, 3, 1, 1, (1,)), (8, 3, 3, 1, 1, (1, 2))),
+            "num_classes": 10,
+            "in_channels": 1,
+            "grid": 2,
+        },
+    ),
+    "nas_cells_digits": (
+        NASNet,
+        {"repeats": 1, "width": 5, "stem": None, "num_classes": 10, "in_channels": 1, "dropout": 0.0},
+    ),
+}
 
-def build(variant: str = "nas", **overrides: Any) -> SearchSpace:
-    """A space of choices: overrides are the choices' values by name."""
-    return SearchSpace([Choice(name, tuple(values)) for name, values in (overrides or {"depth": (1, 2)}).items()])
+
+def build(variant: str, **overrides: Any) -> nn.Module:
+    """The network of a variant; overrides are the arguments of its class."""
+    network, arguments = VARIANTS[variant]
+    return network(**{**arguments, **overrides})
 
 
 recipes: dict[str, Recipe] = {}
 
 
-def predict(model: SearchSpace, inputs: Sequence[str]) -> Iterator[Prediction]:
-    """The cost of architectures."""
-    if inputs:
-        raise UsageError(f"{inputs[0]!r}: a space reads no input")
-    yield Prediction("", f"{len(model):,} architectures", {"architectures": len(model)})
+def predict(model: nn.Module, inputs: Sequence[str], *, top: int = 5) -> Iterator[Prediction]:
+    """The most probable classes of image files."""
+    return classify(model, inputs, top=top)

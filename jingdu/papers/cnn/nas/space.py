@@ -27,6 +27,12 @@ class Choice:
     values: tuple[Any, ...]
     ordered: bool = False
     """The values are a scale (3, 5, 7), on which one next to another is nearer than one far away."""
+    kind: str = ""
+    """What is chosen (an operation, a state): a mutation may draw the kind first."""
+    layer: int = 0
+    """Which layer the choice is about; the choices of a layer stand together."""
+    source: int | None = None
+    """For a connection from that layer to `layer`: the values are False and True."""
 
     def __post_init__(self) -> None:
         if not self.values or len(set(self.values)) != len(self.values):
@@ -91,6 +97,8 @@ class SearchSpace:
         allowed: which architectures exist, from their values by name; by default all.
         image: the shape [channels, height, width] for which `cost` counts.
         canonical: the code that stands for a code: several may describe the same network. By default itself.
+        paths: the paths of an architecture from its input to its output, each as a sequence of operations, from its
+            values by name: BANANAS' encoding.
 
     Raises UsageError for a space without choices, or two of one name.
     """
@@ -102,6 +110,7 @@ class SearchSpace:
         allowed: Callable[[dict[str, Any]], bool] | None = None,
         image: Sequence[int] = (3, 32, 32),
         canonical: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None,
+        paths: Callable[[dict[str, Any]], set[tuple[str, ...]]] | None = None,
     ):
         self.choices = tuple(choices)
         names = [choice.name for choice in self.choices]
@@ -109,7 +118,7 @@ class SearchSpace:
             raise UsageError(f"a space has choices of different names, at least one; these are {names}")
         self.sizes = tuple(len(choice.values) for choice in self.choices)
         self.network, self.image = network, tuple(image)
-        self._allowed, self._canonical = allowed, canonical
+        self._allowed, self._canonical, self._paths = allowed, canonical, paths
         self._costs: dict[tuple[int, ...], Cost] = {}
 
     def __len__(self) -> int:
@@ -155,6 +164,20 @@ class SearchSpace:
             [torch.nn.functional.one_hot(column, size) for column, size in zip(table.T, self.sizes, strict=True)], 1
         ).float()
 
+    def path_encoding(self, codes: Sequence[Sequence[int]]) -> Float[Tensor, "batch paths"]:
+        """One bit for each path that any of these codes has (Sec. 3 of BANANAS, which lists all possible ones).
+
+        Raises UsageError where the space does not say what its paths are.
+        """
+        if self._paths is None:
+            raise UsageError("this space has no paths: give it paths=..., or encode its codes by one_hot")
+        found = [self._paths(self.decode(code)) for code in codes]
+        place = {path: i for i, path in enumerate(sorted(set().union(*found)))}
+        bits = torch.zeros(len(codes), len(place))
+        for row, paths in enumerate(found):
+            bits[row, [place[path] for path in sorted(paths)]] = 1
+        return bits
+
     # Moves -----------------------------------------------------------------------------------------
 
     def _until_allowed(self, draw: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
@@ -167,9 +190,14 @@ class SearchSpace:
         """A code, uniform over those that are allowed."""
         return self._until_allowed(lambda: tuple(_draw(size, generator) for size in self.sizes))
 
-    def mutate(self, code: Sequence[int], generator: torch.Generator, changes: int = 1) -> tuple[int, ...]:
-        """Other values for `changes` choices, all drawn uniformly. Raises UsageError where no choice has two values."""
-        open_ = [i for i, size in enumerate(self.sizes) if size > 1]
+    def mutate(
+        self, code: Sequence[int], generator: torch.Generator, changes: int = 1, kind: str | None = None
+    ) -> tuple[int, ...]:
+        """Other values for `changes` choices (of one kind, if any), all drawn uniformly.
+
+        Raises UsageError where so many choices do not have two values.
+        """
+        open_ = [i for i, c in enumerate(self.choices) if len(c.values) > 1 and kind in (None, c.kind)]
         if not 0 < changes <= len(open_):
             raise UsageError(f"{changes} changes: {len(open_)} choices have more than one value")
 
