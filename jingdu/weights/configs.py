@@ -299,6 +299,10 @@ _EFFNET = {
 
 _TIMM: Mapping[str, _Timm] = {
     "mobilenet": _Timm(_EFFNET, {"global_pool": "avg"}),
+    "nas": _Timm(
+        {"num_classes": "num_classes", "in_chans": "in_channels", "drop_rate": "dropout"},
+        {"global_pool": "avg", "output_stride": 32, "pad_type": "same"},
+    ),
     "resnet": _Timm(
         {"num_classes": "num_classes", "in_chans": "in_channels", "output_stride": "output_stride"},
         {"global_pool": "avg"},

@@ -1,10 +1,8 @@
 """MobileNet's claim, on digits that are turned, sheared, moved and of all sizes."""
 
-from typing import Any
-
 from jingdu.engine.contracts import Stage
-from jingdu.lab import Lab, Outcome, Test, claim
-from jingdu.papers.cnn.mobilenet import DIGITS, multiply_adds
+from jingdu.lab import Lab
+from jingdu.papers.cnn.mobilenet import DIGITS
 
 STEPS, LONG = 300, 900
 ROWS = "rows=((24, 1, 1), (48, 2, 2), (96, 2, 2)), stem=(16, 1), dropout=0.0"
