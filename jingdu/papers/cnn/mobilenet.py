@@ -29,7 +29,6 @@ Differs from the paper in:
 - Training is by synchronous updates of one process's batch, not by asynchronous ones of many.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,13 +38,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from jingdu.data.preprocess import IMAGENET, Preprocess
 from jingdu.engine.contracts import Recipe, Stage
 from jingdu.errors import UsageError
 from jingdu.nn import check_images, each, quick_layout
 from jingdu.papers.cnn.alexnet import classify
+from jingdu.papers.cnn.nas.cells import drop_path, pad_same
 from jingdu.prediction import Prediction, origin_of
 
 __all__ = [
@@ -59,27 +58,14 @@ __all__ = [
     "build",
     "cost",
     "drop_background",
-    "drop_path",
     "hold_resolution",
     "initialise",
-    "multiply_adds",
     "predict",
-    "same_padding",
     "thin",
     "thinner",
 ]
 
 # Convolutions -----------------------------------------------------------------------------------------
-
-
-def same_padding(side: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
-    """Pixels before and after an axis of `side` pixels, of which a convolution then makes ceil(side / stride).
-
-    TensorFlow's rule "SAME": an odd pixel goes to the end, so that a stride of 2 sees an even side shifted by one pixel
-    against torch's symmetric padding (tensorflow.org/api_docs/python/tf/nn, notes on padding).
-    """
-    total = max((-(-side // stride) - 1) * stride + dilation * (kernel - 1) + 1 - side, 0)
-    return total // 2, total - total // 2
 
 
 ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6, "silu": nn.SiLU}
@@ -92,7 +78,8 @@ class Style:
     activation: str = "relu6"
     """relu, relu6 or silu."""
     padding: str = "symmetric"
-    """symmetric; same, as TensorFlow pads; or keras, as that pads an even side, whatever the side (its correct_pad)."""
+    """symmetric; same, as TensorFlow pads: where the stride is 2 and a side even, one pixel more at its end; or keras, as
+    that pads an even side, whatever the side is (its correct_pad)."""
     eps: float = 1e-5
     """Of the batch norms."""
     momentum: float = 0.1
@@ -120,17 +107,12 @@ class ConvNorm(nn.Module):
         self.bn = nn.BatchNorm2d(outputs, eps=style.eps, momentum=style.momentum)
         self.activation = nn.Identity() if linear else ACTIVATIONS[style.activation](inplace=True)
 
-    def _padded(self, x: Tensor) -> Tensor:
-        kernel, stride, dilation = self.conv.kernel_size[0], self.conv.stride[0], self.conv.dilation[0]
-        if self.rule == "keras":
-            (top, bottom), (left, right) = [(kernel // 2 - 1, kernel // 2)] * 2
-        else:
-            (top, bottom), (left, right) = (same_padding(side, kernel, stride, dilation) for side in x.shape[2:])
-        return F.pad(x, (left, right, top, bottom))
-
     def forward(self, x: Float[Tensor, "batch inputs height width"]) -> Float[Tensor, "batch outputs h w"]:
-        if self.rule != "symmetric":
-            x = self._padded(x)
+        kernel = self.conv.kernel_size[0]
+        if self.rule == "same":
+            x = pad_same(x, kernel, self.conv.stride[0])
+        elif self.rule == "keras":
+            x = F.pad(x, (kernel // 2 - 1, kernel // 2) * 2)
         return self.activation(self.bn(self.conv(x)))
 
 
@@ -166,19 +148,6 @@ class SqueezeExcite(nn.Module):
         return x * weights.sigmoid()[:, :, None, None]
 
 
-def drop_path(
-    x: Float[Tensor, "batch channels height width"], p: float, training: bool
-) -> Float[Tensor, "batch channels height width"]:
-    """In training, a residual branch left out for each image with probability `p`, the others scaled to the same mean.
-
-    Huang et al. 2016, "Deep Networks with Stochastic Depth" (arXiv 1603.09382). Draws from torch's global generator.
-    """
-    if p == 0 or not training:
-        return x
-    keep = torch.rand(len(x), 1, 1, 1, device=x.device) >= p
-    return x * (keep / (1 - p)).to(x)
-
-
 class InvertedResidual(nn.Module):
     """Version 2, Figure 4d: expand by a 1x1 convolution, filter, project by a linear one; the shortcut joins the thin ends.
 
@@ -211,7 +180,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch inputs height width"]) -> Float[Tensor, "batch outputs h w"]:
         y = self.project(self.squeeze(self.depthwise(self.expand(x))))
-        return x + drop_path(y, self.drop, self.training) if self.is_residual else y
+        return x + drop_path(y, self.drop if self.training else 0.0) if self.is_residual else y
 
 
 # Sizes ------------------------------------------------------------------------------------------------
@@ -236,17 +205,6 @@ def cost(kernel: int, inputs: int, outputs: int, side: int, alpha: float | int =
     """Eq. 7: multiplications of a depthwise separable convolution under both multipliers."""
     area = (rho * side) ** 2
     return kernel**2 * alpha * inputs * area + alpha * inputs * alpha * outputs * area
-
-
-def multiply_adds(network: nn.Module, size: int, channels: int = 3) -> int:
-    """Multiplications (each with an addition) of convolutions and dense layers for one picture of `size` x `size`.
-
-    Nothing is computed: a copy runs on torch's meta device.
-    """
-    shadow = copy.deepcopy(network).to("meta").eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        shadow(torch.empty(1, channels, size, size, device="meta"))
-    return counter.get_total_flops() // 2
 
 
 def hold_resolution(
