@@ -93,6 +93,8 @@ def predict(
     `optimize`: of a network that makes one token after the other, compile that step first (`optimize_for_decoding`).
     """
     found = canon.resolve(name)
+    if weights is None and not found.paper.variants and not getattr(model := canon.create(name), "needs_weights", True):
+        return found.paper.load().predict(model, list(inputs), **options)
     if weights is None:
         published = "; the card names published ones (--weights default)" if found.paper.weights else ""
         raise UsageError(
