@@ -1,0 +1,131 @@
+"""GoogLeNet's claims, on little worlds of coloured shapes."""
+
+from typing import Any
+
+import numpy as np
+
+from jingdu.claims.cnn.alexnet import worlds
+from jingdu.engine.contracts import Stage
+from jingdu.lab import Lab, Outcome, Test, claim
+from jingdu.papers.cnn.googlenet import SCENES
+
+STEPS = 400
+ABOUT = (
+    "Which of eight shapes is the largest, in 4,000 cluttered scenes of 64x64 pixels, other ones under each seed; 400 steps "
+    "of SGD with 64 images under one cycle. GoogLeNet's channels are an eighth of Table 1's, with batch norms."
+)
+
+
+def _error(lab: Lab, seed: int, network: str, lr: float) -> dict[str, float]:
+    """Test error of a network, its weights, and the multiplications of one picture."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    stage = Stage(
+        networks={"network": network},
+        data=worlds(lab, seed, 4000),
+        preprocess=SCENES,
+        augment=("random_crop", "flip"),
+        batch_size=64,
+        steps=lab.budget(full=STEPS, smoke=2),
+        lr=lr,
+        schedule="onecycle(rise=0.15)",
+        weight_decay=1e-4,
+    )
+    run = lab.train(stage, seed=seed)
+    model = run.system.network
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, 64, 64))
+    xs, ys = run.series("error")
+    lab.curve(network, xs, ys, "step", "training error")
+    weights = sum(p.numel() for p in model.parameters())
+    return {"error": run.metrics["error"], "weights": float(weights), "multiplications": counter.get_total_flops() / 2}
+
+
+# The margins of both claims were set on 2026-11-26, before the first full run.
+@claim(
+    "GoogLeNet errs no more than AlexNet, with a sixth of the weights or fewer.",
+    source="Sec. 1, Tab. 2",
+    tests=(
+        Test("GoogLeNet.error", "AlexNet.error", below=0.01, about="its test error is not higher by a point"),
+        Test("AlexNet.weights", "GoogLeNet.weights", above=6.0, ratio=True, about="AlexNet has six times its weights"),
+    ),
+    seeds=3,
+    minutes=6.0,
+    about=ABOUT + " AlexNet is the narrow one of its own claim, at the rate of its recipe.",
+)
+def fewer_weights(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
+    """Train both alike, each at its own rate."""
+    return {
+        "GoogLeNet": _error(lab, seed, "googlenet_scenes", lr=0.1),
+        "AlexNet": _error(lab, seed, "alexnet_scenes(dropout=0.1)", lr=0.03),
+    }
+
+
+@claim(
+    "One 3x3 convolution in place of each Inception block, with as many multiplications, does not err less.",
+    source="Sec. 3, 4",
+    tests=(
+        Test("single 3x3.error", "GoogLeNet.error", above=-0.01, about="its test error is not lower by a point"),
+        Test(
+            "single 3x3.multiplications", "GoogLeNet.multiplications", above=0.9, ratio=True,
+            about="it multiplies as often, within a tenth",
+        ),
+    ),
+    seeds=3,
+    minutes=4.0,
+    about=ABOUT + " The twin has a 3x3 convolution with a batch norm for each block, as wide as multiplications allow.",
+)  # fmt: skip
+def branches(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
+    """Train GoogLeNet and its twin of single branches alike."""
+    return {
+        "GoogLeNet": _error(lab, seed, "googlenet_scenes", lr=0.1),
+        "single 3x3": _error(lab, seed, "googlenet_scenes(single=True)", lr=0.1),
+    }
+
+
+def _draw(figure: Any, outcome: Outcome, title: str) -> None:
+    """Errors and costs at the left, learning at the right."""
+    from jingdu.lab.style import PALETTE, smooth
+
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    arms = list(outcome.values)
+    rows = 100 * np.array([outcome.values[name]["error"] for name in arms])
+    left.plot(np.arange(len(arms)), rows, color="#BBBBBB", linewidth=1, zorder=1)
+    labels = []
+    for place, (name, row, colour) in enumerate(zip(arms, rows, PALETTE, strict=False)):
+        left.scatter(np.full(len(row), place), row, color=colour, s=36, alpha=0.7, zorder=3)
+        left.plot([place - 0.15, place + 0.15], [row.mean()] * 2, color=colour, linewidth=3, zorder=4)
+        left.annotate(
+            f"{row.mean():.1f} %", (place + 0.2, row.mean()), va="center", color=colour, weight="bold",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}, zorder=5,
+        )  # fmt: skip
+        weights, products = (outcome.values[name][measure][0] for measure in ("weights", "multiplications"))
+        labels.append(f"{name}\n{weights:,.0f} weights\n{products / 1e6:.1f} M multiplications")
+    left.set_xticks(np.arange(len(arms)), labels)
+    left.set_xlim(-0.6, len(arms) - 0.3)
+    left.set_ylim(bottom=0)
+    left.set_ylabel("test error (%)")
+    left.set_title(f"{len(outcome.seeds)} seeds, joined, and their means")
+    for name, (_, curves), colour in zip(arms, outcome.curves.items(), PALETTE, strict=False):
+        lines = [100 * smooth(ys, 15) for _, ys in curves]
+        for line in lines:
+            right.plot(np.arange(1, len(line) + 1), line, color=colour, alpha=0.3, linewidth=1)
+        right.plot(np.arange(1, len(lines[0]) + 1), np.mean(lines, 0), color=colour, label=name)
+    right.set_xlabel("step")
+    right.set_ylabel("training error (%), mean of the last 15 steps")
+    right.set_title("learning")
+    right.legend(loc="upper right")
+    figure.suptitle(title)
+
+
+@fewer_weights.figure
+def draw_fewer_weights(figure: Any, outcome: Outcome) -> None:
+    """GoogLeNet and AlexNet."""
+    _draw(figure, outcome, "A narrow GoogLeNet and a narrow AlexNet")
+
+
+@branches.figure
+def draw_branches(figure: Any, outcome: Outcome) -> None:
+    """Inception blocks and their twins."""
+    _draw(figure, outcome, "Four branches, or one of the same cost")
