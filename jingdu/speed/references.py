@@ -172,8 +172,22 @@ def _transformers_mobilenet(model: Any) -> tuple[str, dict[str, Any]]:
     return f"MobileNetV{version}ForImageClassification", values
 
 
+def _transformers_efficientnet(model: Any) -> tuple[str, dict[str, Any]]:
+    """EfficientNetConfig: width and depth as they were given, the rest from the network."""
+    if model.stem.style.padding != "keras" or model.output_stride is not None:
+        raise UsageError("transformers' EfficientNet pads as keras does, and has no output stride")
+    return "EfficientNetForImageClassification", {
+        "width_coefficient": model.width, "depth_coefficient": model.depth, "num_labels": model.fc.out_features,
+        "num_channels": model.stem.conv.in_channels, "hidden_dim": model.head.conv.out_channels,
+        "depthwise_padding": list(model.square), "batch_norm_eps": model.stem.bn.eps,
+        "batch_norm_momentum": round(1 - model.stem.bn.momentum, 6), "dropout_rate": model.dropout.p,
+        "drop_connect_rate": model.drop_connect,
+    }  # fmt: skip
+
+
 _TRANSFORMERS: Mapping[str, Callable[[Any], tuple[str, dict[str, Any]]]] = {
     "bert": _transformers_bert,
+    "efficientnet": _transformers_efficientnet,
     "gpt": lambda model: ("OpenAIGPTLMHeadModel", _transformers_decoder(model)),
     "gpt2": lambda model: ("GPT2LMHeadModel", _transformers_decoder(model)),
     "mobilenet": _transformers_mobilenet,
