@@ -185,6 +185,18 @@ def _transformers_efficientnet(model: Any) -> tuple[str, dict[str, Any]]:
     }  # fmt: skip
 
 
+def _transformers_vit(model: Any) -> tuple[str, dict[str, Any]]:
+    """ViTConfig: the sizes are the network's."""
+    block = model.blocks[0]
+    values = {
+        "hidden_size": model.width, "num_hidden_layers": len(model.blocks), "num_attention_heads": block.attention.heads,
+        "intermediate_size": block.mlp.expand.out_features, "image_size": model.image_size[0],
+        "patch_size": model.patches.patch, "layer_norm_eps": model.norm.eps,
+        "num_channels": model.patches.projection.in_channels, "num_labels": model.head.out_features,
+    }  # fmt: skip
+    return "ViTForImageClassification", values
+
+
 _TRANSFORMERS: Mapping[str, Callable[[Any], tuple[str, dict[str, Any]]]] = {
     "bert": _transformers_bert,
     "efficientnet": _transformers_efficientnet,
@@ -192,6 +204,7 @@ _TRANSFORMERS: Mapping[str, Callable[[Any], tuple[str, dict[str, Any]]]] = {
     "gpt2": lambda model: ("GPT2LMHeadModel", _transformers_decoder(model)),
     "mobilenet": _transformers_mobilenet,
     "resnet": _transformers_resnet,
+    "vit": _transformers_vit,
 }
 """Family -> from our network, the class of transformers and the values of its configuration."""
 

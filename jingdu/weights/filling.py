@@ -1,6 +1,6 @@
 """Weights into a network and out of it: strict, whole, and told in one sentence where they do not fit."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -33,7 +33,10 @@ def _network_state(network: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def _check(fit: Fit, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _check(
+    fit: Fit, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor],
+    resized: Mapping[str, Callable[[Tensor], Tensor]],
+) -> dict[str, Tensor]:  # fmt: skip
     """Our tensors by our names, each of the network's shape and kind. Raises Refused."""
     ready: dict[str, Tensor] = {}
     shapes, kinds = [], []
@@ -46,6 +49,11 @@ def _check(fit: Fit, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor])
             continue
         for name, tensor in zip(entry.ours, ours, strict=True):
             want = state[name]
+            if tensor.shape != want.shape and name in resized:
+                try:
+                    tensor = resized[name](tensor)
+                except (UsageError, RuntimeError, IndexError):  # told below as what it is, another shape
+                    pass
             if tensor.shape != want.shape:
                 shapes.append((name, want.shape, tensor.shape))
             elif tensor.is_complex() != want.is_complex() or (
@@ -62,9 +70,13 @@ def _check(fit: Fit, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor])
 
 
 def fill_network(network: nn.Module, tensors: Mapping[str, Tensor], fit: Fit) -> None:
-    """Copy tensors into a network after all of them have been checked; dtypes become the network's."""
+    """Copy tensors into a network after all of them have been checked; dtypes become the network's.
+
+    What a network's `resized` names may have another size, and goes through the function given there: a vision
+    transformer's positions of images of another size.
+    """
     state = _network_state(network)
-    ready = _check(fit, tensors, state)
+    ready = _check(fit, tensors, state, getattr(network, "resized", {}))
     with torch.no_grad():
         for name, tensor in ready.items():
             state[name].copy_(tensor)

@@ -79,11 +79,11 @@ def pad_same(
     return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2), value=value)
 
 
-def drop_path(x: Float[Tensor, "batch c h w"], rate: float) -> Float[Tensor, "batch c h w"]:
+def drop_path(x: Float[Tensor, "batch *axes"], rate: float | int) -> Float[Tensor, "batch *axes"]:
     """Zero a path for some of the images, and scale it for the others (FractalNet; NASNet, Section 4)."""
     if rate <= 0:
         return x
-    kept = torch.empty(len(x), 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1 - rate)
+    kept = torch.empty(len(x), *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device).bernoulli_(1 - rate)
     return x * kept / (1 - rate)
 
 
