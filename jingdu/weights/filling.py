@@ -1,6 +1,7 @@
 """Weights into a network and out of it: strict, whole, and told in one sentence where they do not fit."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -50,10 +51,8 @@ def _check(
         for name, tensor in zip(entry.ours, ours, strict=True):
             want = state[name]
             if tensor.shape != want.shape and name in resized:
-                try:
+                with suppress(UsageError, RuntimeError, IndexError):  # told below as what it is, another shape
                     tensor = resized[name](tensor)
-                except (UsageError, RuntimeError, IndexError):  # told below as what it is, another shape
-                    pass
             if tensor.shape != want.shape:
                 shapes.append((name, want.shape, tensor.shape))
             elif tensor.is_complex() != want.is_complex() or (
