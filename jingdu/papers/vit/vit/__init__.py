@@ -69,7 +69,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vit_r50_base16_224": HYBRID,
     "vit_r50_base16_384": {**HYBRID, "image_size": 384},
     # Ours, for scenes of 32x32 pixels
-    "vit_mini": {"width": 96, "depth": 6, "heads": 3, "patch": 4, "image_size": 32, "num_classes": 6},
+    "vit_mini": {"width": 96, "depth": 6, "heads": 3, "patch": 4, "image_size": 32, "num_classes": 8},
 }
 
 
