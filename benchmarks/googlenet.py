@@ -5,11 +5,13 @@ from benchmarks.paired import save
 
 
 def cases(rounds: int = 12, batch: int = 8) -> list[dict[str, object]]:
-    """The same weights and input in eager float32: inference of one picture and of `batch`, and a training step."""
+    """The same weights and input in eager float32: inference of one picture and of `batch`, the latter also as
+    `optimize_for_inference` makes it, and a training step."""
     name = "torchvision/googlenet"
     return [
         jingdu.bench(name, batch=1, rounds=rounds),
         jingdu.bench(name, batch=batch, rounds=rounds),
+        jingdu.bench(name, batch=batch, rounds=rounds, optimize=True),
         jingdu.bench(name, batch=batch, train=True, rounds=rounds),
     ]
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import jingdu
+from jingdu.papers.cnn.nas import GaussianProcess, digits_space
 from jingdu.weights.tables import tables
 from tests.parity.references import assert_close, import_timm, randomise_
 
@@ -115,6 +116,29 @@ def test_training_gradients_and_statistics_of_timm(name: str) -> None:
     after = renamed(name, reference.state_dict())
     for key, value in ours.state_dict().items():
         assert_close(value, after[names[key]], relative=1e-9)
+
+
+def test_gaussian_process_of_scikit_learn() -> None:
+    """The Hamming distance of one-hot codes is half of the squared Euclidean one: the kernel is a Gaussian."""
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF
+
+    space = digits_space()
+    codes = [space.sample(torch.Generator().manual_seed(i)) for i in range(41)]
+    bits = space.one_hot(codes)
+    y = torch.rand(31, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for length, noise in ((0.2, 1e-2), (0.8, 1e-1)):
+        ours = GaussianProcess.fit(bits[:31], y, choices=8, lengths=(length,), noises=(noise,))
+        kernel = RBF((8 * length) ** 0.5, "fixed")
+        theirs = GaussianProcessRegressor(kernel, alpha=noise, optimizer=None, normalize_y=True)
+        theirs.fit(bits[:31].numpy(), y.numpy())
+        mean, deviation = theirs.predict(bits[31:].numpy(), return_std=True)
+        found = ours.posterior(bits[31:])
+        assert_close(found[0], torch.from_numpy(mean), relative=1e-9)
+        assert_close(found[1], torch.from_numpy(deviation), relative=1e-9)
+        assert ours.likelihood == pytest.approx(theirs.log_marginal_likelihood_value_, rel=1e-9)
+    chosen = GaussianProcess.fit(bits[:31], y, choices=8)
+    assert chosen.likelihood >= ours.likelihood
 
 
 PYTORCHCV = [

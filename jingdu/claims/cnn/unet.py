@@ -64,26 +64,38 @@ def _measure(lab: Lab, seed: int, arms: dict[str, Stage]) -> dict[str, dict[str,
     return values
 
 
-# The margins of all three claims were set on 2026-11-26, before the first full run.
+# The margins were set on 2026-11-26, before the first full run. One seed beforehand: 79.3 % for the U-Net, 66.2 without
+# skips, 78.2 for windows.
 @claim(
-    "A U-Net segments better than the same network without skips, and than one that classifies each pixel's window.",
-    source="Sec. 1, 2; Tab. 1, 2",
+    "Without what comes across from the contracting path, a U-Net segments worse.",
+    source="Sec. 2, Fig. 1",
     tests=(
         Test("U-Net.iou", "without skips.iou", above=0.02, about="skips raise the mean overlap by more than 2 points"),
-        Test("U-Net.iou", "sliding window.iou", above=0.02, about="so does the U over windows of 38 pixels"),
     ),
     seeds=3,
-    minutes=4.0,
-    about=ABOUT + " The network of windows has three convolutions with pools and a dense layer, and as many multiplications "
-    "a pixel. Overlap is the intersection over the union, mean of cells and background.",
+    minutes=3.0,
+    about=ABOUT + " The twin gets zeros in place of what comes across: all that it knows goes through the bottom. Overlap "
+    "is the intersection over the union, mean of cells and background.",
 )  # fmt: skip
-def context_and_place(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
-    """Train a U-Net, its twin whose left side sends nothing across, and a classifier of windows alike."""
-    return _measure(lab, seed, {
-        "U-Net": _stage(lab),
-        "without skips": _stage(lab, "unet_cells(skips=False)"),
-        "sliding window": _stage(lab, "unet_sliding_window"),
-    })  # fmt: skip
+def skips(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
+    """Train a U-Net, and its twin whose left side sends nothing across."""
+    return _measure(lab, seed, {"U-Net": _stage(lab), "without skips": _stage(lab, "unet_cells(skips=False)")})
+
+
+@claim(
+    "A U-Net segments better than a network that classifies each pixel by the window around it.",
+    source="Sec. 1; Tab. 1, 2",
+    tests=(
+        Test("U-Net.iou", "sliding window.iou", above=0.02, about="the mean overlap is higher by more than 2 points"),
+    ),
+    seeds=3,
+    minutes=5.0,
+    about=ABOUT + " The other network has three convolutions with pools, a dense layer and as many multiplications a pixel; "
+    "its windows of 38 pixels hold a whole cell. Overlap is the intersection over the union, mean of cells and background.",
+)  # fmt: skip
+def windows(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
+    """Train a U-Net and a classifier of windows alike."""
+    return _measure(lab, seed, {"U-Net": _stage(lab), "sliding window": _stage(lab, "unet_sliding_window")})
 
 
 @claim(
@@ -146,10 +158,16 @@ def _draw(figure: Any, outcome: Outcome, measure: str, label: str, title: str) -
     figure.suptitle(title)
 
 
-@context_and_place.figure
-def draw_context(figure: Any, outcome: Outcome) -> None:
-    """What each of the three finds, and their overlap."""
-    _draw(figure, outcome, "iou", "mean intersection over union (%)", "Context from below, place from across")
+@skips.figure
+def draw_skips(figure: Any, outcome: Outcome) -> None:
+    """With and without what comes across."""
+    _draw(figure, outcome, "iou", "mean intersection over union (%)", "Place comes from across")
+
+
+@windows.figure
+def draw_windows(figure: Any, outcome: Outcome) -> None:
+    """A U-Net and a classifier of windows."""
+    _draw(figure, outcome, "iou", "mean intersection over union (%)", "A U, or a window around each pixel")
 
 
 @deformations.figure

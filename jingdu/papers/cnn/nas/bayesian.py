@@ -22,11 +22,11 @@ from torch import Tensor
 from jingdu.errors import UsageError, unknown
 
 from .algorithms import SearchAlgorithm
-from .evolution import pick, unseen
+from .evolution import unseen
 from .space import SearchSpace
 
-LENGTHS = (0.1, 0.2, 0.4, 0.8, 1.6)
-NOISES = (1e-4, 1e-2, 1e-1)
+LENGTHS = (0.1, 0.25, 0.6, 1.5)
+NOISES = (1e-3, 3e-2)
 """Length scales, and noise as a share of the variance, among which the likelihood chooses."""
 
 
@@ -185,11 +185,12 @@ class Bayesian(SearchAlgorithm):
     def _propose(self) -> list[tuple[int, ...]]:
         ranked = sorted(self.history, key=lambda pair: -pair[1])[: self.incumbents]
         seen, found = self.seen, {}
+        which = torch.randint(len(ranked), (self.candidates,), generator=self.generator).tolist()
         for i in range(self.candidates):
             if i % 2:
                 code = self.space.sample(self.generator)
             else:
-                parent = ranked[pick(1, len(ranked), self.generator)[0]][0]
+                parent = ranked[which[i]][0]
                 code = self.space.mutate(parent, self.generator, changes=1 if i % 4 else min(2, self._open))
             key = self.space.canonical(code)
             if key not in seen:

@@ -34,6 +34,7 @@ class ChainNet(nn.Module):
         if not layers or grid < 1:
             raise UsageError(f"a chain of {len(layers)} layers and a grid of {grid}: give one or more of each")
         self.grid = grid
+        self.layers = tuple((f, h, w, d, a, tuple(sources)) for f, h, w, d, a, sources in layers)
         self.sources: list[tuple[int, ...]] = []
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         widths: list[int] = []

@@ -10,7 +10,7 @@ REINFORCE (Section 3.2) with m architectures of probabilities p and rewards R, a
 $$ \nabla J \approx \frac1m \sum_{k=1}^m \nabla \log p_k \, (R_k - b). $$
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -28,17 +28,20 @@ ANCHOR = -1
 """In the order of what a controller does, a layer's anchor instead of a choice."""
 
 
+def layers_between(space: SearchSpace) -> range:
+    """The first to the last layer that a choice is about or reads; one without choices of its own may be read too."""
+    numbers = [c.layer for c in space.choices] + [c.source for c in space.choices if c.source is not None]
+    return range(min(numbers), max(numbers) + 1)
+
+
 def controller_steps(space: SearchSpace) -> list[int]:
     """The numbers of the choices that the controller makes by a softmax, in order, and each layer's `ANCHOR`.
 
     A layer's anchor follows its own choices and precedes its connections; a space without connections has none.
     """
-    layers = list(dict.fromkeys(choice.layer for choice in space.choices))
     links = any(choice.source is not None for choice in space.choices)
-    # A layer without choices is read by others all the same.
-    last = max([*layers, *(c.source for c in space.choices if c.source is not None)])
     steps = []
-    for layer in range(min(layers), last + 1):
+    for layer in layers_between(space):
         steps += [i for i, c in enumerate(space.choices) if c.layer == layer and c.source is None]
         steps += [ANCHOR] if links else []
     return steps
@@ -59,9 +62,9 @@ class Controller(nn.Module):
         self.steps = controller_steps(space)
         self.links = [
             [(i, c.source) for i, c in enumerate(space.choices) if c.source is not None and c.layer == layer]
-            for layer in range(min(c.layer for c in space.choices), max(c.layer for c in space.choices) + 1)
+            for layer in layers_between(space)
         ]  # for each anchor in turn: number of the choice, and the layer that may be read
-        self.first = min(c.layer for c in space.choices)
+        self.first = layers_between(space).start
         self.start = nn.Parameter(torch.empty(hidden))
         self.anchor = nn.Parameter(torch.empty(hidden))
         self.lstm = recurrent(hidden, hidden, layers)
@@ -78,32 +81,54 @@ class Controller(nn.Module):
         generator: torch.Generator | None = None,
     ) -> tuple[Int64[Tensor, "batch choices"], Float[Tensor, " batch"]]:  # fmt: skip
         """Codes and their log-probabilities; the codes are drawn where none are given."""
-        batch = batch if codes is None else len(codes)
-        chosen: dict[int, Tensor] = {}
-        total = self.start.new_zeros(batch)
-        x, state, thoughts = self.start.expand(batch, -1), None, []
+        if codes is not None:  # all that the controller reads is known: one pass over the sequence
+            x = [self.start.expand(len(codes), -1)]
+            x += [self._read(step, codes[:, step] if step >= 0 else None, len(codes)) for step in self.steps[:-1]]
+            thoughts, _ = self.lstm(torch.stack(x, 1))
+            return codes, self._run(thoughts.unbind(1), lambda i, log_p: codes[:, i])[1]
+        found = self._run(
+            self._think(batch), lambda i, log_p: torch.multinomial(log_p.exp(), 1, generator=generator)[:, 0]
+        )
+        return torch.stack([found[0][i] for i in range(len(self.sizes))], 1), found[1]
 
-        def choose(i: int, log_p: Tensor) -> Tensor:
-            nonlocal total
-            taken = torch.multinomial(log_p.exp(), 1, generator=generator)[:, 0] if codes is None else codes[:, i]
-            total = total + log_p.gather(1, taken[:, None])[:, 0]
-            chosen[i] = taken
-            return taken
+    def _read(self, step: int, taken: Tensor | None, batch: int) -> Tensor:
+        """What the LSTM sees after a step."""
+        return self.anchor.expand(batch, -1) if taken is None else self.embeddings[str(step)](taken)
 
+    def _think(self, batch: int) -> Iterator[Tensor]:
+        """Its outputs, one after the other; each reads what was chosen after the one before."""
+        x, state, self._taken = self.start.expand(batch, -1), None, None
         for step in self.steps:
             y, state = self.lstm(x[:, None], state)
-            h = y[:, 0]
+            yield y[:, 0]
+            x = self._read(step, self._taken, batch)
+
+    def _run(
+        self, thoughts: Iterable[Tensor], choose: Callable[[int, Tensor], Tensor]
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        """The values of all choices by number, and the log-probability of all of them, from the LSTM's outputs."""
+        chosen: dict[int, Tensor] = {}
+        parts, anchors = [], []
+
+        def decide(i: int, log_p: Tensor) -> Tensor:
+            chosen[i] = choose(i, log_p)
+            parts.append(log_p.gather(1, chosen[i][:, None])[:, 0])
+            return chosen[i]
+
+        for step, h in zip(self.steps, thoughts, strict=True):
             if step != ANCHOR:
-                x = self.embeddings[str(step)](choose(step, self.outputs[str(step)](h).log_softmax(1)))
+                self._taken = decide(step, self.outputs[str(step)](h).log_softmax(1))
                 continue
-            thoughts.append(h)
-            here = self.current(h)
-            links = self.links[len(thoughts) - 1] if len(thoughts) <= len(self.links) else []
-            for i, source in links:
-                logit = self.attend(torch.tanh(self.previous(thoughts[source - self.first]) + here))
-                choose(i, F.logsigmoid(torch.cat([-logit, logit], 1)))
-            x = self.anchor.expand(batch, -1)
-        return torch.stack([chosen[i] for i in range(len(self.sizes))], 1), total
+            anchors.append(h)
+            self._taken, links = None, self.links[len(anchors) - 1]
+            if links:
+                # [batch, earlier layers, hidden]
+                before = torch.stack([anchors[source - self.first] for _, source in links], 1)
+                logit = self.attend(torch.tanh(self.previous(before) + self.current(h)[:, None]))
+                log_p = F.logsigmoid(torch.cat([-logit, logit], 2))
+                for place, (i, _) in enumerate(links):
+                    decide(i, log_p[:, place])
+        return chosen, torch.stack(parts).sum(0)
 
 
 class ReinforcedController(SearchAlgorithm):
@@ -130,7 +155,7 @@ class ReinforcedController(SearchAlgorithm):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.controller = Controller(space, hidden, layers)
-        self.optimizer = torch.optim.Adam(self.controller.parameters(), lr=lr)
+        self.optimizer = torch.optim.Adam(self.controller.parameters(), lr=lr, fused=True)
         self.waiting: list[tuple[int, ...]] = []
         self.told: list[tuple[tuple[int, ...], float]] = []
         self.baseline: float | None = None

@@ -118,8 +118,13 @@ class SearchSpace:
             raise UsageError(f"a space has choices of different names, at least one; these are {names}")
         self.sizes = tuple(len(choice.values) for choice in self.choices)
         self.network, self.image = network, tuple(image)
+        # The numbers of the choices that have more than one value: all, and by kind.
+        self._open: dict[str | None, list[int]] = {None: [i for i, size in enumerate(self.sizes) if size > 1]}
+        for i in self._open[None]:
+            self._open.setdefault(self.choices[i].kind, []).append(i)
         self._allowed, self._canonical, self._paths = allowed, canonical, paths
         self._costs: dict[tuple[int, ...], Cost] = {}
+        self._known_paths: dict[tuple[int, ...], set[tuple[str, ...]]] = {}
 
     def __len__(self) -> int:
         """How many codes there are, those that are not allowed too."""
@@ -171,11 +176,14 @@ class SearchSpace:
         """
         if self._paths is None:
             raise UsageError("this space has no paths: give it paths=..., or encode its codes by one_hot")
-        found = [self._paths(self.decode(code)) for code in codes]
+        for code in map(tuple, codes):
+            if code not in self._known_paths:
+                self._known_paths[code] = self._paths(self.decode(code))
+        found = [self._known_paths[tuple(code)] for code in codes]
         place = {path: i for i, path in enumerate(sorted(set().union(*found)))}
         bits = torch.zeros(len(codes), len(place))
-        for row, paths in enumerate(found):
-            bits[row, [place[path] for path in sorted(paths)]] = 1
+        pairs = torch.tensor([(row, place[path]) for row, paths in enumerate(found) for path in paths])
+        bits[pairs[:, 0], pairs[:, 1]] = 1
         return bits
 
     # Moves -----------------------------------------------------------------------------------------
@@ -188,7 +196,12 @@ class SearchSpace:
 
     def sample(self, generator: torch.Generator) -> tuple[int, ...]:
         """A code, uniform over those that are allowed."""
-        return self._until_allowed(lambda: tuple(_draw(size, generator) for size in self.sizes))
+
+        def draw() -> tuple[int, ...]:
+            places = torch.rand(len(self.sizes), generator=generator, dtype=torch.float64).tolist()
+            return tuple(int(place * size) for place, size in zip(places, self.sizes, strict=True))
+
+        return self._until_allowed(draw)
 
     def mutate(
         self, code: Sequence[int], generator: torch.Generator, changes: int = 1, kind: str | None = None
@@ -197,13 +210,14 @@ class SearchSpace:
 
         Raises UsageError where so many choices do not have two values.
         """
-        open_ = [i for i, c in enumerate(self.choices) if len(c.values) > 1 and kind in (None, c.kind)]
+        open_ = self._open.get(kind, [])
         if not 0 < changes <= len(open_):
             raise UsageError(f"{changes} changes: {len(open_)} choices have more than one value")
 
         def draw() -> tuple[int, ...]:
             new = list(code)
-            for place in torch.randperm(len(open_), generator=generator)[:changes].tolist():
+            places = [_draw(len(open_), generator)] if changes == 1 else torch.randperm(len(open_), generator=generator)
+            for place in places[:changes]:
                 i = open_[place]
                 new[i] = (new[i] + 1 + _draw(self.sizes[i] - 1, generator)) % self.sizes[i]
             return tuple(new)

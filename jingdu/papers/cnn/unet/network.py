@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jingdu.errors import UsageError
-from jingdu.nn import check_images, each, quick_layout
+from jingdu.nn import check_images, each
 
 __all__ = ["DoubleConv", "Down", "Style", "UNet", "Up", "contract", "enlarge", "expand", "join"]
 
@@ -262,7 +262,8 @@ class UNet(nn.Module):
                 f"images are {x.shape[2]} x {x.shape[3]}: without padding the sides are {self.smallest} and every "
                 f"{self.stride} pixels more, such as {down[0]} x {down[1]}; unet.segment cuts tiles of any image"
             )
-        return contract(quick_layout(x), self.contracting)
+        # In their own layout: with the channels innermost a CPU takes 1.05 to 1.6 times as long, in training the most.
+        return contract(x, self.contracting)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes h w"]:
         *across, x = self.features(x)
