@@ -15,6 +15,7 @@ from torch import Tensor
 
 import jingdu
 from jingdu.papers.cnn.parnet import fuse
+from jingdu.weights import export
 from tests.parity.references import assert_close
 
 WIDTHS = {"parnet_s": (92, 192, 384, 1280), "mini": (7, 10, 12, 22)}
