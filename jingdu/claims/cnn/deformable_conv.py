@@ -115,9 +115,9 @@ def draw_taps(figure: Any, outcome: Outcome) -> None:
         Test("size.spearman", 0, above=0.3, about="rank correlation of the taps' distance with the shape's size"),
     ),
     seeds=3,
-    minutes=4.0,
+    minutes=3.5,
     about="A network of three convolutions, the last two deformable, labels the pixels of little scenes of 32x32 pixels by "
-    "shape; 400 steps. For each shape in 500 test scenes: the mean distance between neighbouring taps of the last layer at the "
+    "shape; 300 steps. For each shape in 500 test scenes: the mean distance between neighbouring taps of the last layer at the "
     "place nearest to the middle of what is seen of it, against the root of its area.",
 )  # fmt: skip
 def spread(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
@@ -130,7 +130,7 @@ def spread(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
         data="scenes(fields=('image', 'labels', 'masks'))",
         preprocess=SCENES,
         batch_size=32,
-        steps=lab.budget(full=400, smoke=2),
+        steps=lab.budget(full=300, smoke=2),
         lr=0.05,
         schedule="onecycle",
         weight_decay=5e-4,

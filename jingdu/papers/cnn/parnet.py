@@ -130,10 +130,10 @@ class Block(nn.Module):
             y = y + self.pooled(F.avg_pool2d(x, 2))
         if self.skip is not None:
             z = self.skip(x)
-            y = y + (z if self.squeeze is None else z * self.excite(z))
+            y = y + z if self.squeeze is None else torch.addcmul(y, z, self.excite(z))
         elif self.squeeze is not None:
             y = y * (2 * self.excite(x))
-        y = self.activation(y)
+        y = self.activation(y, inplace=not torch.is_grad_enabled())
         return shuffle(y, self.groups) if self.groups > 1 else y
 
 

@@ -157,11 +157,16 @@ def box_mean(
 
     The work does not depend on the radius.
     """
-    ones = x.new_ones(1, 1, *x.shape[2:])
-    counts = _sum_along(ones[:, :, :, :1], radius, 2) * _sum_along(ones[:, :, :1], radius, 3)
-    # Running sums stay small, and keep their digits, around the middle of the values.
-    middle = x.mean((2, 3), keepdim=True)
-    return _sum_along(_sum_along(x - middle, radius, 3), radius, 2).div_(counts).add_(middle)
+    ones = x.new_ones(x.shape[2:])
+    counts = _sum_along(ones[:, :1], radius, -2) * _sum_along(ones[:1], radius, -1)
+
+    def one(own: Tensor) -> Tensor:
+        # Running sums stay small, and keep their digits, around the middle of the values.
+        middle = own.mean()
+        return _sum_along(_sum_along(own - middle, radius, -1), radius, -2).div_(counts).add_(middle)
+
+    # One map after the other: each stays in the processor's cache.
+    return torch.stack([one(own) for own in x.flatten(0, 1)]).view(x.shape)
 
 
 PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
