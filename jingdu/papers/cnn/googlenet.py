@@ -169,7 +169,7 @@ class GoogLeNet(nn.Module):
     """Table 1: a stem, nine Inception blocks with max-pools between them, an average over all places, one dense layer.
 
     Args:
-        width: times all numbers of channels (Table 1 is 1), but none is below 4.
+        width: times all numbers of channels (Table 1 is 1), but none is below 8.
         norm: "batch" puts a batch norm behind each convolution and leaves the response normalisation out.
         aux: two auxiliary classifiers, which answer in training only.
         port: torchvision's network (see the module's docstring).
@@ -197,7 +197,7 @@ class GoogLeNet(nn.Module):
             return Unit(inputs, outputs, kernel, stride, norm)
 
         def wide(channels: int) -> int:
-            return max(round(width * channels), 4)
+            return max(round(width * channels), 8)
 
         self.conv1 = unit(in_channels, wide(64), 7, 2)
         self.conv2_reduce = unit(wide(64), wide(64), 1)
