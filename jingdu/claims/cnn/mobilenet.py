@@ -58,3 +58,37 @@ def separable(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
         cost = count_cost(run.system.network, (1, 20, 20))
         values[name] = {"error": run.metrics["error"], "weights": float(cost.parameters), "work": float(cost.flops)}
     return values
+
+
+@separable.figure
+def draw(figure: Any, outcome: Outcome) -> None:
+    """Test error against the work for one picture; and what trains how fast."""
+    import numpy as np
+
+    from jingdu.lab.style import PALETTE
+
+    axes = figure.subplots(1, 1)
+    labels = {
+        "thin": "full convolutions,\nmade thin", "separable": "separable", "separable, longer": "separable,\n3 times the steps",
+        "full": "full convolutions",
+    }  # fmt: skip
+    places = {"thin": (14, 8, "left"), "separable": (-14, -4, "right"), "separable, longer": (-14, -4, "right")}
+    for (name, label), colour in zip(labels.items(), (PALETTE[1], PALETTE[0], PALETTE[5], PALETTE[2]), strict=True):
+        measures = outcome.values[name]
+        errors, work, weights = 100 * np.array(measures["error"]), measures["work"][0] / 1e6, measures["weights"][0]
+        axes.scatter(np.full(len(errors), work), errors, color=colour, alpha=0.4, linewidths=0, s=36)
+        axes.plot([work], [errors.mean()], color=colour, marker="D", markersize=9)
+        dx, dy, side = places.get(name, (-14, 4, "right"))
+        axes.annotate(
+            f"{label}\n{errors.mean():.1f} %, {weights:,.0f} weights", (work, errors.mean()), xytext=(dx, dy),
+            textcoords="offset points", ha=side, va="center", color=colour, weight="bold", fontsize=9.5,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xticks((1, 2, 4, 8), ("1", "2", "4", "8"))
+    axes.minorticks_off()
+    axes.set_xlim(0.42, 11)
+    axes.set_ylim(0, 1.25 * max(100 * max(measures["error"]) for measures in outcome.values.values()))
+    axes.set_xlabel("millions of multiplications for one picture")
+    axes.set_ylabel("test error (%)")
+    axes.set_title(f"dots: {len(outcome.seeds)} seeds; diamonds: their mean")
+    figure.suptitle("Full and depthwise separable convolutions on moved digits")
