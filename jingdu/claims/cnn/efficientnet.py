@@ -24,7 +24,7 @@ SINGLE = ("depth", "width", "resolution")
 def _stage(lab: Lab, depth: float, width: float, size: int) -> Stage:
     return Stage(
         networks={"network": f"efficientnet_b0(depth={depth}, width={width}, {BASE})"},
-        data="scenes(fields=('image', 'label'), test_count=2000)",
+        data=f"scenes(fields=('image', 'label'), test_count={lab.budget(full=2000, smoke=20)})",
         preprocess=Preprocess(size=size, resize=size, mean=SCENES.mean, std=SCENES.std),
         augment=("flip",),
         batch_size=32,
@@ -104,10 +104,11 @@ def draw(figure: Any, outcome: Outcome) -> None:
             f"{accuracies.mean():.1f}", (place, accuracies.max()), xytext=(0, 9), textcoords="offset points", ha="center",
             color=colour, weight="bold",
         )  # fmt: skip
-    right.set_xticks(range(len(names)), names)
+    right.set_xticks(range(len(names)), names, fontsize=9.5)
     right.margins(x=0.08, y=0.18)
     right.set_ylabel("test accuracy (%)")
     base = outcome.values["base"]["work"][0]
     times = outcome.values["compound"]["work"][0] / base
-    right.set_title(f"all but the base do {times:.1f} times its work; dots: {len(outcome.seeds)} seeds")
+    right.set_title(f"all others: {times:.1f} x the base's work")
+    right.set_xlabel(f"dots: {len(outcome.seeds)} seeds; lines: their mean")
     figure.suptitle("The same work in four ways")
