@@ -323,7 +323,9 @@ def _transformers_regnet(config: Config) -> Sizes:
         config.get("groups_width", 64),
     )  # fmt: skip
     for rounding in ("nearest", "ninety"):
-        for variant, (_, values) in paper.VARIANTS.items():
+        for variant, values in (
+            (name, values) for name, (kind, values) in paper.VARIANTS.items() if kind is paper.regnet
+        ):
             rule = paper.block_widths(*(values[name] for name in ("initial", "slope", "step", "depth")))
             widths, depths = paper.linear_stages(rule)
             widths, _ = paper.fit_groups(widths, [1] * len(widths), [values["group"]] * len(widths), rounding)

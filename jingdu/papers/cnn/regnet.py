@@ -301,11 +301,15 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
         "y4gf": (96, 31.41, 2.24, 22, 64), "y6_4gf": (112, 33.22, 2.27, 25, 72), "y8gf": (192, 76.82, 2.19, 17, 56),
         "y12gf": (168, 73.36, 2.37, 19, 112), "y16gf": (200, 106.23, 2.48, 18, 112), "y32gf": (232, 115.89, 2.53, 20, 232),
     }),
+    # Ours: an AnyNet whose sizes are all to be chosen
+    "regnet_anynet": (
+        AnyNet, {"widths": (32, 64, 128, 256), "depths": (1, 1, 2, 1), "ratios": (1, 1, 1, 1), "groups": (16, 16, 16, 16)},
+    ),
 }  # fmt: skip
 
 
 def build(variant: str, **overrides: Any) -> AnyNet:
-    """The network of a variant; overrides are the arguments of `regnet`."""
+    """The network of a variant; overrides are the arguments of `regnet`, or of `AnyNet`."""
     network, arguments = VARIANTS[variant]
     return network(**{**arguments, **overrides})
 

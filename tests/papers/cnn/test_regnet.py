@@ -34,7 +34,7 @@ TINY = {"widths": range(8, 49, 8), "depths": (1, 2, 3), "ratios": (1, 2), "group
 
 def test_width_rule_is_pycls() -> None:
     """Against the formula in numpy, for all 24 networks; the stages of X-200MF and Y-4.0GF as Figures 16 and 17 print."""
-    for _, values in jingdu.paper("regnet").load().VARIANTS.values():
+    for _, values in list(jingdu.paper("regnet").load().VARIANTS.values())[:24]:
         initial, slope, step, depth = (values[name] for name in ("initial", "slope", "step", "depth"))
         line = np.arange(depth) * slope + initial
         powers = np.round(np.log(line / initial) / np.log(step))
@@ -140,16 +140,16 @@ def test_a_sample_lies_in_its_band() -> None:
     options = {"size": 24, "stem": 8, "num_classes": 5, "in_channels": 1}
     for name in ("anynetx_a", "regnetx"):
         space = design_space(name, **TINY, **{key: value for key, value in options.items() if key != "size"})
-        codes = sample_networks(space, 3, (2e5, 4e5), torch.Generator().manual_seed(5), **options)
+        codes = sample_networks(space, 3, (1e5, 4e5), torch.Generator().manual_seed(5), **options)
         assert len(set(codes)) == 3
         for code in codes[:2]:
             network = space.build(code)
             cost = count_cost(network, (1, 24, 24))
-            assert 2e5 <= cost.flops <= 4e5
+            assert 1e5 <= cost.flops <= 4e5
             assert cost.flops == complexity(*sizes_of(space.decode(code)), **options).flops
-        assert codes == sample_networks(space, 3, (2e5, 4e5), torch.Generator().manual_seed(5), **options)
-    with pytest.raises(UsageError, match="of 2 networks"):
-        sample_networks(space, 2, (1, 2), torch.Generator().manual_seed(5), **options)
+        assert codes == sample_networks(space, 3, (1e5, 4e5), torch.Generator().manual_seed(5), **options)
+    with pytest.raises(UsageError, match="of 1 networks"):
+        sample_networks(design_space("anynetx_a", **TINY), 1, (1, 2), torch.Generator().manual_seed(5), **options)
     with pytest.raises(UsageError, match="design space"):
         design_space("anynetx_f")
 
