@@ -66,7 +66,7 @@ def sooner_than_random(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     """Six searches of each kind over the table: mean regret, and the test accuracy of what was found."""
     space = digits_space()
     table = Table.read(space)
-    rounds, evaluations = lab.budget(full=(ROUNDS, EVALUATIONS), smoke=(1, 14))
+    rounds, evaluations = lab.budget(full=(ROUNDS, EVALUATIONS), smoke=(1, 12))
     values = {}
     for name in SEARCHES:
         curves, tests = [], []

@@ -379,15 +379,18 @@ def test_an_ensemble_learns_and_its_members_differ_where_nothing_is_known() -> N
 @pytest.mark.parametrize("model, encoding", [("gp", "hamming"), ("gp", "path"), ("ensemble", "path")])
 def test_a_model_finds_the_best_of_a_smooth_space(model: str, encoding: str) -> None:
     space = digits_space()
-    best = space.encode(space.decode((1, 2, 1, 1, 0, 1, 0, 1)))
+    best = (1, 2, 1, 1, 0, 1, 0, 1)
 
     def value(code: tuple[int, ...]) -> float:
-        return 1 - 0.1 * sum(abs(a - b) for a, b in zip(code, best, strict=True))
+        if encoding == "hamming":
+            return 1 - 0.1 * sum(abs(a - b) for a, b in zip(code, best, strict=True))
+        bits = space.path_encoding([code, best])
+        return 1 - float(distances(bits[:1], bits[1:], "path"))
 
-    found = search(Bayesian(space, seed=1, model=model, encoding=encoding, every=4), value, 30)
-    random = search(RandomSearch(space, seed=1), value, 30)
-    assert max(found.scores) >= 0.9 and max(found.scores) >= max(random.scores)
-    assert len(set(found.codes)) == 30
+    found = search(Bayesian(space, seed=1, model=model, encoding=encoding, every=4), value, 26)
+    random = search(RandomSearch(space, seed=1), value, 26)
+    assert max(found.scores) >= 0.9 and max(found.scores) > max(random.scores)
+    assert len(set(found.codes)) == 26
 
 
 def test_bayesian_options() -> None:

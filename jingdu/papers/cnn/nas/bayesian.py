@@ -158,7 +158,7 @@ class Bayesian(SearchAlgorithm):
 
     def __init__(
         self, space: SearchSpace, seed: int = 0, model: str = "gp", encoding: str = "hamming", first: int = 10,
-        candidates: int = 100, incumbents: int = 5, every: int = 10,
+        candidates: int = 100, incumbents: int = 15, every: int = 10,
     ):  # fmt: skip
         super().__init__(space, seed)
         if model not in ("gp", "ensemble"):
