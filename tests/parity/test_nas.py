@@ -128,7 +128,7 @@ def test_gaussian_process_of_scikit_learn() -> None:
     bits = space.one_hot(codes)
     y = torch.rand(31, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for length, noise in ((0.2, 1e-2), (0.8, 1e-1)):
-        ours = GaussianProcess.fit(bits[:31], y, choices=8, lengths=(length,), noises=(noise,))
+        ours = GaussianProcess(bits[:31], y, choices=8, lengths=(length,), noises=(noise,))
         kernel = RBF((8 * length) ** 0.5, "fixed")
         theirs = GaussianProcessRegressor(kernel, alpha=noise, optimizer=None, normalize_y=True)
         theirs.fit(bits[:31].numpy(), y.numpy())
@@ -137,7 +137,7 @@ def test_gaussian_process_of_scikit_learn() -> None:
         assert_close(found[0], torch.from_numpy(mean), relative=1e-9)
         assert_close(found[1], torch.from_numpy(deviation), relative=1e-9)
         assert ours.likelihood == pytest.approx(theirs.log_marginal_likelihood_value_, rel=1e-9)
-    chosen = GaussianProcess.fit(bits[:31], y, choices=8)
+    chosen = GaussianProcess(bits[:31], y, choices=8)
     assert chosen.likelihood >= ours.likelihood
 
 
