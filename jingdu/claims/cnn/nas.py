@@ -73,10 +73,9 @@ def sooner_than_random(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
             tests.append(table.test(found.best))
         mean = np.mean(curves, 0)
         lab.curve(name, range(1, evaluations + 1), mean, "architectures evaluated", "regret (validation accuracy)")
-        half = curves[0][: evaluations // 2]
         values[name] = {
             "regret": float(mean[-1]),
-            "regret_at_half": float(mean[len(half) - 1]),
+            "regret_at_half": float(mean[evaluations // 2 - 1]),
             "test_error": 1 - float(np.mean(tests)),
             **{f"regret_{number}": float(curve[-1]) for number, curve in enumerate(curves)},
         }
