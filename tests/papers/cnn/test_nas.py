@@ -377,17 +377,17 @@ def test_an_ensemble_learns_and_its_members_differ_where_nothing_is_known() -> N
 
 
 @pytest.mark.parametrize("model, encoding", [("gp", "hamming"), ("gp", "path"), ("ensemble", "path")])
-def test_a_model_finds_the_best_of_a_smooth_space(model: str, encoding: str) -> None:
+def test_what_a_model_proposes_is_better_than_what_is_drawn(model: str, encoding: str) -> None:
     space = digits_space()
-    best = space.encode(space.decode((1, 2, 1, 1, 0, 1, 0, 1)))
+    best = (1, 2, 1, 1, 0, 1, 0, 1)
 
     def value(code: tuple[int, ...]) -> float:
         return 1 - 0.1 * sum(abs(a - b) for a, b in zip(code, best, strict=True))
 
-    found = search(Bayesian(space, seed=1, model=model, encoding=encoding, every=4), value, 30)
-    random = search(RandomSearch(space, seed=1), value, 30)
-    assert max(found.scores) >= 0.9 and max(found.scores) >= max(random.scores)
-    assert len(set(found.codes)) == 30
+    found = search(Bayesian(space, seed=1, model=model, encoding=encoding, every=4), value, 26)
+    random = search(RandomSearch(space, seed=1), value, 26)
+    assert np.mean(found.scores[-12:]) > np.mean(random.scores) + 0.08
+    assert len(set(found.codes)) == 26
 
 
 def test_bayesian_options() -> None:
@@ -610,7 +610,8 @@ def test_shared_weights_are_where_a_child_begins() -> None:
         evaluator.many([(0,) * 8])
 
 
-def test_processes_score_as_one_does() -> None:
+def test_processes_score_as_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jingdu.papers.cnn.nas.evaluation.START", "fork")  # in no time; the default begins from nothing
     train, valid = few()
     codes = [(0, 0, 0, 0, 0, 0, 0, 0), (1, 1, 1, 1, 0, 1, 0, 1), (0, 0, 0, 0, 0, 0, 0, 0)]
     make = lambda: Evaluator(digits_space(), train, valid, Training(steps=5, batch_size=11))  # noqa: E731

@@ -100,11 +100,12 @@ def train_network(
         if place == 0:
             order = permutation(seed, epoch, len(train))
         rows = order[place * how.batch_size : (place + 1) * how.batch_size]
-        batch = train.take(torch.from_numpy(rows))
-        images = pad_crop(batch.images, Draws(seed, epoch, rows), padding=how.crop) if how.crop else batch.images
+        taken = torch.from_numpy(rows)
+        images, labels = train.images[taken], train.labels[taken]
+        images = pad_crop(images, Draws(seed, epoch, rows), padding=how.crop) if how.crop else images
         network.train()
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(network(images), batch.labels).backward()
+        F.cross_entropy(network(images), labels).backward()
         optimizer.step()
         schedule.step()
         if check is not None and step + 1 in stops and not check(stops[step + 1]):
@@ -184,7 +185,7 @@ class Evaluator:
         keys = [self.space.canonical(code) for code in codes]
         todo = [key for key in dict.fromkeys(keys) if key not in self.results]
         if processes > 1 and len(todo) > 1:
-            with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (self,)) as pool:
+            with ProcessPoolExecutor(processes, get_context(START), _begin, (self,)) as pool:
                 self.results |= dict(zip(todo, pool.map(_evaluate, todo), strict=True))
         return [self(key) for key in keys]
 
@@ -197,6 +198,8 @@ class Evaluator:
         self.curves = [list(curve) for curve in state["curves"]]
 
 
+START = "spawn"
+"""How processes begin: a fork of one that has computed with threads may hang."""
 _here: list[Evaluator] = []
 
 
