@@ -6,7 +6,7 @@ from jingdu.engine.contracts import Stage
 from jingdu.lab import Lab, Outcome, Test, claim
 from jingdu.papers.cnn.parnet import SCENES
 
-STEPS, BATCH = 600, 32
+STEPS, BATCH = 300, 32
 DATA = "scenes(fields=('image', 'label'))"
 NARROW = "widths=(8, 16, 32, 64)"
 ARMS = {
@@ -46,7 +46,7 @@ def _stage(lab: Lab, network: str) -> Stage:
     seeds=3,
     minutes=4.0,
     about="Eight shapes in scenes of 32x32 pixels in place of ImageNet; streams of 8, 16 and 32 channels against a ResNet-32 of "
-    "8, 16 and 32; 600 steps of 32 pictures under one cycle, alike for all.",
+    "8, 16 and 32; 300 steps of 32 pictures under one cycle, alike for all.",
 )
 def twelve_layers(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     """Train all alike; error, weights in the form for use, depth on the longest way."""
