@@ -54,7 +54,7 @@ def children(evaluations: int = 16) -> list[dict[str, Any]]:
         algorithm = ALGORITHMS["ageing"](evaluator.space, seed=1, population=4, sample=2, fresh=False)
         if kept:
             return max(search(algorithm, evaluator, evaluations).scores)
-        return max(search(algorithm, lambda code: evaluator._train(code)[0], evaluations).scores)
+        return max(search(algorithm, lambda code: evaluator.trained(code)[0], evaluations).scores)
 
     title = f"{evaluations} children of ageing evolution: stopped at the median and kept, a plain loop"
     return [compare(lambda: run(True), lambda: run(False), title, rounds=6, warmup=0)]

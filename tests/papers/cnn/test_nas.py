@@ -600,12 +600,12 @@ def test_shared_weights_are_where_a_child_begins() -> None:
     train, valid = few()
     how = Training(steps=3, batch_size=11, lr=0.0, share=True)
     evaluator = Evaluator(digits_space(), train, valid, how)
-    first = evaluator._train((1, 1, 1, 1, 0, 1, 0, 1))[1]
-    second = evaluator._train((1, 1, 1, 2, 0, 1, 0, 1))[1]  # another kernel in the second layer
+    first = evaluator.trained((1, 1, 1, 1, 0, 1, 0, 1))[1]
+    second = evaluator.trained((1, 1, 1, 2, 0, 1, 0, 1))[1]  # another kernel in the second layer
     assert second.convs[0].weight.equal(first.convs[0].weight)
     assert second.convs[2].weight.equal(first.convs[2].weight)
     apart = Evaluator(digits_space(), train, valid, Training(steps=3, batch_size=11, lr=0.0))
-    assert not apart._train((1, 1, 1, 2, 0, 1, 0, 1))[1].convs[0].weight.equal(first.convs[0].weight)
+    assert not apart.trained((1, 1, 1, 2, 0, 1, 0, 1))[1].convs[0].weight.equal(first.convs[0].weight)
     with pytest.raises(UsageError, match="several processes"):
         evaluator.many([(0,) * 8])
 
@@ -642,7 +642,7 @@ def test_the_table_is_made_again_by_its_command() -> None:
     evaluator, test = problem()
     table = Table.read(evaluator.space)
     code = (1, 1, 1, 1, 0, 1, 0, 1)
-    value, network = evaluator._train(code)
+    value, network = evaluator.trained(code)
     assert value == pytest.approx(table(code), abs=0.05)
     assert accuracy(network, test) == pytest.approx(table.test(code), abs=0.05)
 
@@ -653,9 +653,10 @@ TINY = "steps=4, batch_size=16, checks=1, retrain=6"
 
 
 def test_a_run_ranks_architectures_and_trains_the_best(tmp_path: Path) -> None:
-    system = f"nas.Search(algorithm='ageing(population=2, sample=2)', evaluations=4, {TINY})"
+    system = f"nas.Search(algorithm='ageing(population=2, sample=2)', evaluations=4, share=True, {TINY})"
     run = jingdu.train("nas", tmp_path / "run", system=system, quiet=True)
     assert run.metrics["children"] == 4 and 0 <= run.metrics["error"] < 1
+    assert jingdu.evaluate("nas_chain_digits", tmp_path / "run") == run.metrics
     network = jingdu.load(tmp_path / "run")
     (report,) = jingdu.predict(
         "nas_chain_digits", [str(tmp_path / "run")], weights=tmp_path / "run", out=tmp_path / "r.png"
@@ -679,7 +680,7 @@ def test_a_search_goes_on_where_it_was_cut() -> None:
     batch = {"image": few(160)[0].images, "label": few(160)[0].labels}
 
     def make() -> Search:
-        options = {"steps": 3, "batch_size": 16, "checks": 1, "retrain": 5, "median": True}
+        options = {"steps": 3, "batch_size": 16, "checks": 1, "retrain": 5, "median": True, "share": True}
         return Search(
             jingdu.create("nas_chain_digits"), algorithm="genetic(population=3, elite=1)", evaluations=7, seed=5, target=9e4,
             **options,

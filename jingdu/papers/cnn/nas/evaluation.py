@@ -140,7 +140,7 @@ class Evaluator:
         """The validation accuracy of a code's network."""
         key = self.space.canonical(code)
         if key not in self.results:
-            self.results[key] = self._train(key)[0]
+            self.results[key] = self.trained(key)[0]
         return self.results[key]
 
     def child(self, code: Sequence[int]) -> nn.Module:
@@ -156,7 +156,8 @@ class Evaluator:
             torch.default_generator.manual_seed(int.from_bytes(digest))
             return self.space.build(code)
 
-    def _train(self, code: tuple[int, ...]) -> tuple[float, nn.Module]:
+    def trained(self, code: Sequence[int]) -> tuple[float, nn.Module]:
+        """Train a code's network, whether or not it was before: its score, and the network as it was left."""
         network, curve = self._fresh(code), []
         if self.how.share:
             for name, tensor in network.state_dict().items():
@@ -190,12 +191,17 @@ class Evaluator:
         return [self(key) for key in keys]
 
     def state_dict(self) -> dict[str, Any]:
-        """Results and curves; shared weights stay behind."""
-        return {"results": [[list(key), value] for key, value in self.results.items()], "curves": self.curves}
+        """Results, curves and shared weights."""
+        return {
+            "results": [[list(key), value] for key, value in self.results.items()],
+            "curves": [list(curve) for curve in self.curves],
+            "shared": [[name, tensor] for (name, _), tensor in self._shared.items()],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.results = {tuple(key): float(value) for key, value in state["results"]}
         self.curves = [list(curve) for curve in state["curves"]]
+        self._shared = {(name, tuple(tensor.shape)): tensor for name, tensor in state["shared"]}
 
 
 START = "spawn"
@@ -273,7 +279,7 @@ def measure(
     """Train every code once, and make a table of the accuracies on the validation and the test images."""
     rows, started = {}, time.monotonic()
     for number, code in enumerate(codes, 1):
-        valid, network = evaluator._train(evaluator.space.canonical(code))
+        valid, network = evaluator.trained(evaluator.space.canonical(code))
         rows[tuple(code)] = (valid, accuracy(network, test))
         if number % 50 == 0:
             say(f"{number} of {len(codes)}, {(time.monotonic() - started) / number:.2f} s each")
