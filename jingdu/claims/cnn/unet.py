@@ -140,7 +140,6 @@ def _draw(figure: Any, outcome: Outcome, measure: str, label: str, title: str) -
     panels = left.subplots(len(arms) + 1, 1)
     for axes, name in zip(panels, ("images", *arms), strict=True):
         draw_image(axes, outcome, name, title="test images" if name == "images" else name)
-    panels[1].set_title(f"{arms[0]}   (white: found; green: missed; orange: wrongly found)", fontsize=9.5)
     axes = right.subplots()
     rows = 100 * np.array([outcome.values[name][measure] for name in arms])  # [arm, seed]
     places = np.arange(len(arms))
@@ -157,7 +156,7 @@ def _draw(figure: Any, outcome: Outcome, measure: str, label: str, title: str) -
     axes.margins(y=0.15)
     axes.set_ylabel(label)
     axes.set_title(f"{len(outcome.seeds)} seeds, joined, and their means")
-    figure.suptitle(title)
+    figure.suptitle(f"{title}\nAt the left white: found, green: missed, orange: wrongly found")
 
 
 @skips.figure
