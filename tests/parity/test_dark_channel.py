@@ -65,3 +65,16 @@ def test_guided_filter(radius: int, eps: float) -> None:
     assert_close(ours, torch.from_numpy(theirs / 255)[border:-border, border:-border], 1e-4)
     single = guided_filter(image[None], x[None, None], radius, eps)[0, 0, border:-border, border:-border]
     assert_close(single, ours, 1e-3)
+
+
+def test_fast_guided_filter() -> None:
+    """OpenCV's radius is then one of small pixels, and it makes them otherwise: the two are alike, not the same."""
+    image = photo(120, 160)
+    x = (image[0] > image[0].median()).float()
+    theirs = opencv().ximgproc.guidedFilter(
+        np.ascontiguousarray(255 * image.permute(1, 2, 0).numpy()), x.numpy(), 4, 1e-3 * 255**2, None, -1, 0.25
+    )
+    ours, exact = (guided_filter(image[None], x[None, None], 16, 1e-3, n)[0, 0] for n in (4, 1))
+    inside = (slice(34, -34), slice(34, -34))
+    gap = float((ours - torch.from_numpy(theirs))[inside].abs().mean())
+    assert gap < 0.02 and gap < 0.5 * float((exact - x)[inside].abs().mean())
