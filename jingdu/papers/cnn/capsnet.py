@@ -465,7 +465,7 @@ recipes = {
             ),
         ),
         minutes=1,
-        expect={"error": (0.0, 0.06)},
+        expect={"error": (0.0, 0.1)},
         about="small capsules on scikit-learn's digits, shifted on a canvas of 12x12 pixels",
     ),
     "paper": Recipe(
