@@ -111,7 +111,7 @@ def _draw(figure: Any, outcome: Outcome, title: str) -> None:
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}, zorder=5,
         )  # fmt: skip
         weights, products = (outcome.values[name][measure][0] for measure in ("weights", "multiplications"))
-        labels.append(f"{name}\n{weights:,.0f} weights\n{products / 1e6:.1f} M multiplications")
+        labels.append(f"{name}\n{weights:,.0f} weights\n{products / 1e6:.1f} M products")
     left.set_xticks(np.arange(len(arms)), labels)
     left.set_xlim(-0.6, len(arms) - 0.3)
     left.set_ylim(bottom=0)
