@@ -73,6 +73,7 @@ def draw(figure: Any, outcome: Outcome) -> None:
     axes = figure.subplots(1, 1)
     labels = {"thin": "full convolutions, made thin", "separable": "separable", "full": "full convolutions"}
     places = {"thin": (14, 8, "left"), "separable": (-14, 0, "right"), "full": (-14, 4, "right")}
+    steps = {name: count for name, (_, count) in ARMS.items()}
     for (name, label), colour in zip(labels.items(), PALETTE, strict=False):
         measures = outcome.values[name]
         errors, work, weights = 100 * np.array(measures["error"]), measures["work"][0] / 1e6, measures["weights"][0]
@@ -80,7 +81,7 @@ def draw(figure: Any, outcome: Outcome) -> None:
         axes.plot([work], [errors.mean()], color=colour, marker="D", markersize=9)
         dx, dy, side = places[name]
         axes.annotate(
-            f"{label}\n{errors.mean():.1f} %, {weights:,.0f} weights", (work, errors.mean()), xytext=(dx, dy),
+            f"{label}, {steps[name]} steps\n{errors.mean():.1f} %, {weights:,.0f} weights", (work, errors.mean()), xytext=(dx, dy),
             textcoords="offset points", ha=side, va="center", color=colour, weight="bold", fontsize=9.5,
         )  # fmt: skip
     axes.set_xscale("log")

@@ -7,7 +7,7 @@ from jingdu.engine.contracts import Stage
 from jingdu.lab import Lab, Outcome, Test, claim
 from jingdu.papers.cnn.regnet import DIGITS, complexity, design_space, edf, sample_networks, sizes_of
 
-COUNT, EPOCHS = 16, 3
+COUNT, EPOCHS = 10, 3
 BAND = (250_000, 350_000)
 """Multiply-adds of all networks, for one picture."""
 SPACES = ("anynetx_a", "regnetx")
@@ -51,7 +51,7 @@ def _stage(lab: Lab, sizes: Any) -> Stage:
     tests=(Test("AnyNetX-A.error", "RegNetX.error", above=0.0, about="the mean error of RegNetX is lower"),),
     seeds=3,
     minutes=5.0,
-    about="16 random networks of three stages of each space, of 250 to 350 thousand multiply-adds, three epochs each on "
+    about="10 random networks of three stages of each space, of 250 to 350 thousand multiply-adds, three epochs each on "
     "scikit-learn's digits at 32x32 pixels. A seed is another sample of networks, and other weights. The paper trains 500 "
     "networks of 400 million multiply-adds for ten epochs of ImageNet.",
 )
