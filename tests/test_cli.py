@@ -67,7 +67,7 @@ def test_show_says_what_a_reader_wants(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_list_filters(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--json", "--years", "2015-2015", "--area", "cnn"]) == 0
-    assert [row["key"] for row in json.loads(capsys.readouterr().out)] == ["resnet"]
+    assert [row["key"] for row in json.loads(capsys.readouterr().out)] == ["unet", "resnet"]
     fails(capsys, 2, "list", "--area", "cmm")
     fails(capsys, 2, "list", "--years", "soon")
 
