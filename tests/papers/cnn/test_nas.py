@@ -747,3 +747,18 @@ def test_a_chain_is_drawn_with_all_its_connections() -> None:
         "image", "3x3, 4 filters", "1x1 /2, 5 filters", "3x3, 8 filters", "classifier",
     ]  # fmt: skip
     assert sum(not text.get_text() for text in axes.texts) == 5
+
+
+@pytest.mark.parametrize("space", [digits_space(), cell_space(pairs=2, width=4, reduction=False, image=(1, 8, 8))])
+def test_arguments_build_the_network_of_a_code(space: SearchSpace) -> None:
+    code = space.sample(torch.Generator().manual_seed(3))
+    network = space.build(code)
+    again = type(network)(**space.arguments(code))
+    again.load_state_dict(network.state_dict())
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(again.eval()(x), network.eval()(x))
+
+
+def test_a_space_that_does_not_say_its_arguments() -> None:
+    with pytest.raises(UsageError, match="arguments="):
+        SearchSpace([Choice("a", (1, 2))]).arguments((0,))
