@@ -4,7 +4,7 @@ import jingdu
 from benchmarks.paired import save
 
 
-def cases(rounds: int = 12, batch: int = 8) -> list[dict[str, object]]:
+def cases(rounds: int = 8, batch: int = 4) -> list[dict[str, object]]:
     """The same weights and input in eager float32: inference of one picture and of `batch`, the latter also as
     `optimize_for_inference` makes it, and a training step."""
     name = "torchvision/googlenet"

@@ -285,11 +285,25 @@ def _stage_flags(stages: list[Any], words: list[str], program: str, help_only: b
     if len(stages) == 1:
         given = _parse(Stage, stages[0], words, program, help_only)
         return [_one_length(stages[0], given, words, change)]
+    # "pre-training" is no name of a field; tyro writes pre_training as --pre-training.
+    fields = [stage.name.replace("-", "_") for stage in stages]
     kind = dataclasses.make_dataclass(
-        "Stages", [(s.name, Stage, dataclasses.field(default=s)) for s in stages], frozen=True
+        "Stages",
+        [(name, Stage, dataclasses.field(default=stage)) for name, stage in zip(fields, stages, strict=True)],
+        frozen=True,
     )
     given = _parse(kind, kind(), words, program, help_only)
-    return [getattr(given, s.name) for s in stages]
+
+    def spoken(name: str) -> list[str]:
+        """Its own flags among the words, without its name."""
+        prefix = f"--{name}."
+        own = (word for word in words if word.replace("-", "_").startswith(prefix.replace("-", "_")))
+        return [f"--{word[len(prefix) :]}" for word in own]
+
+    return [
+        _one_length(stage, getattr(given, name), spoken(name), change)
+        for name, stage in zip(fields, stages, strict=True)
+    ]
 
 
 def _one_length(default: Any, given: Any, words: list[str], change: Any) -> Any:

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from jingdu.cli import main
+from jingdu import canon, verbs
+from jingdu.cli import _stage_flags, main
 
 TRAIN = ["train", "resnet", "--epochs", "1", "--batch-size", "256", "--save-every", "1", "--quiet"]
 
@@ -66,7 +67,7 @@ def test_show_says_what_a_reader_wants(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_list_filters(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--json", "--years", "2015-2015", "--area", "cnn"]) == 0
-    assert [row["key"] for row in json.loads(capsys.readouterr().out)] == ["resnet"]
+    assert [row["key"] for row in json.loads(capsys.readouterr().out)] == ["unet", "resnet"]
     fails(capsys, 2, "list", "--area", "cmm")
     fails(capsys, 2, "list", "--years", "soon")
 
@@ -89,6 +90,20 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert "digits" in fails(capsys, 2, "train", "resnet", "--data", "digit", "--out", tmp_path / "c")
     assert "device" in fails(capsys, 2, "train", "resnet", "--device", "tpu", "--out", tmp_path / "d")
     assert "weights" in fails(capsys, 2, "predict", "resnet", "x.jpg")
+
+
+RECIPES = [(paper.key, preset) for paper in canon.papers() for preset in paper.load().recipes]
+
+
+@pytest.mark.parametrize("key, preset", RECIPES)
+def test_every_recipe_has_its_fields_as_flags(capsys: pytest.CaptureFixture[str], key: str, preset: str) -> None:
+    assert main(["train", key, "--preset", preset, "--fields"]) == 0
+    assert "batch-size" in capsys.readouterr().out
+    stages = list(verbs.recipe(key, preset).stages)
+    where = f"{stages[-1].name}." if len(stages) > 1 else ""
+    changed = _stage_flags(stages, [f"--{where}lr", "0.5", f"--{where}steps", "3"], "jingdu train")
+    assert (changed[-1].lr, changed[-1].steps, changed[-1].epochs) == (0.5, 3, None)
+    assert changed[:-1] == stages[:-1] and [stage.name for stage in changed] == [stage.name for stage in stages]
 
 
 def test_a_folder_whose_run_never_began_can_be_used(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -403,5 +403,5 @@ def _is_stopped(pid: int) -> bool:
 def _is_connection(error: RuntimeError) -> bool:
     text = str(error).lower()
     return isinstance(error, dist.DistError) or any(
-        word in text for word in ("connection", "timed out", "gloo", "peer", "nccl")
+        word in text for word in ("connection", "timed out", "pair closure", "gloo", "peer", "nccl")
     )

@@ -185,6 +185,20 @@ def _transformers_efficientnet(model: Any) -> tuple[str, dict[str, Any]]:
     }  # fmt: skip
 
 
+def _transformers_regnet(model: Any) -> tuple[str, dict[str, Any]]:
+    """RegNetConfig, whose groups are of one width in all stages and whose bottlenecks are as wide as their ends."""
+    firsts = [stage[0] for stage in model.stages]
+    inner = [block.conv2.conv for block in firsts]
+    groups = [conv.in_channels // conv.groups for conv in inner]
+    if len(set(groups)) != 1 or [conv.in_channels for conv in inner] != model.channels:
+        raise UsageError("transformers' RegNet has one width of groups, and bottlenecks as wide as their ends")
+    return "RegNetForImageClassification", {
+        "hidden_sizes": list(model.channels), "depths": [len(stage) for stage in model.stages], "groups_width": groups[0],
+        "layer_type": "y" if hasattr(firsts[0].squeeze, "reduce") else "x", "num_labels": model.fc.out_features,
+        "num_channels": model.stem.conv.in_channels, "embedding_size": model.stem.conv.out_channels,
+    }  # fmt: skip
+
+
 def _transformers_vit(model: Any) -> tuple[str, dict[str, Any]]:
     """ViTConfig: the sizes are the network's."""
     block = model.blocks[0]
@@ -203,6 +217,7 @@ _TRANSFORMERS: Mapping[str, Callable[[Any], tuple[str, dict[str, Any]]]] = {
     "gpt": lambda model: ("OpenAIGPTLMHeadModel", _transformers_decoder(model)),
     "gpt2": lambda model: ("GPT2LMHeadModel", _transformers_decoder(model)),
     "mobilenet": _transformers_mobilenet,
+    "regnet": _transformers_regnet,
     "resnet": _transformers_resnet,
     "vit": _transformers_vit,
 }

@@ -308,6 +308,40 @@ def _transformers_efficientnet(config: Config) -> Sizes:
     return Sizes(f"efficientnet_{known[scale]}", overrides, classes)
 
 
+def _transformers_regnet(config: Config) -> Sizes:
+    """RegNetConfig (transformers/models/regnet/configuration_regnet.py): stages, of which ours is the variant that has them."""
+    if (kind := config.get("model_type", "regnet")) != "regnet":
+        raise Refused(f"config.json is of a {printable(kind)}, and not of a regnet")
+    for name, wanted in (("hidden_act", "relu"), ("downsample_in_first_stage", True)):
+        _need(config, name, wanted)
+    from jingdu import canon
+
+    paper = canon.paper("regnet").load()
+    layer, stem = config.get("layer_type", "y"), config.get("embedding_size", 32)
+    wanted = (
+        list(config.get("hidden_sizes", (128, 192, 512, 1088))), list(config.get("depths", (2, 6, 12, 2))),
+        config.get("groups_width", 64),
+    )  # fmt: skip
+    for rounding in ("nearest", "ninety"):
+        for variant, values in (
+            (name, values) for name, (kind, values) in paper.VARIANTS.items() if kind is paper.regnet
+        ):
+            rule = paper.block_widths(*(values[name] for name in ("initial", "slope", "step", "depth")))
+            widths, depths = paper.linear_stages(rule)
+            widths, _ = paper.fit_groups(widths, [1] * len(widths), [values["group"]] * len(widths), rounding)
+            if (widths, depths, values["group"]) == wanted and (layer == "y") == ("squeeze" in values):
+                count, classes = _labels(config)
+                overrides: dict[str, Any] = {"num_classes": count}
+                overrides |= {} if stem == 32 else {"stem": stem}
+                overrides |= {} if rounding == "nearest" else {"rounding": rounding}
+                overrides |= {} if config.get("num_channels", 3) == 3 else {"in_channels": config["num_channels"]}
+                return Sizes(variant, overrides, classes)
+    raise Refused(
+        f"config.json: {printable(layer)} layers of hidden_sizes {wanted[0]}, depths {wanted[1]} and groups_width {wanted[2]} "
+        "are none of the paper's RegNets"
+    )
+
+
 def _transformers_vit(config: Config) -> Sizes:
     """ViTConfig (transformers/models/vit/configuration_vit.py)."""
     if config.get("model_type", "vit") != "vit":
@@ -348,6 +382,7 @@ _TRANSFORMERS: Mapping[str, Callable[[Config], Sizes]] = {
     "gpt": _transformers_gpt,
     "gpt2": _transformers_gpt2,
     "mobilenet": _transformers_mobilenet,
+    "regnet": _transformers_regnet,
     "resnet": _transformers_resnet,
     "transformer": _transformers_transformer,
     "vit": _transformers_vit,
@@ -377,6 +412,9 @@ _TIMM: Mapping[str, _Timm] = {
     "nas": _Timm(
         {"num_classes": "num_classes", "in_chans": "in_channels", "drop_rate": "dropout"},
         {"global_pool": "avg", "output_stride": 32, "pad_type": "same"},
+    ),
+    "regnet": _Timm(
+        {"num_classes": "num_classes", "in_chans": "in_channels"}, {"global_pool": "avg", "output_stride": 32}
     ),
     "resnet": _Timm(
         {"num_classes": "num_classes", "in_chans": "in_channels", "output_stride": "output_stride"},

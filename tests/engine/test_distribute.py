@@ -22,7 +22,7 @@ from jingdu.engine import Stage, read_log, train
 from jingdu.engine import systems as engine_systems
 from jingdu.engine import training as engine_training
 from jingdu.engine.checkpoint import newest_checkpoint
-from jingdu.engine.distribute import World, join
+from jingdu.engine.distribute import World, _is_connection, join
 from jingdu.engine.launch import launch
 from jingdu.errors import Interrupted, UsageError
 from tests.engine import systems
@@ -213,6 +213,12 @@ def test_the_command_under_torchrun(tmp_path: Path) -> None:
     assert job.returncode == 0 and "resumed from" in said, said
     for size in (1, 4):
         assert difference(tmp_path / "whole", tmp_path / str(size)) < 1e-9
+
+
+def test_what_gloo_says_of_a_lost_process_is_known() -> None:
+    for text in ("Application timeout caused pair closure", "Connection closed by peer", "[enforce fail] timed out"):
+        assert _is_connection(RuntimeError(text)), text
+    assert not _is_connection(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_a_process_that_dies_before_they_met(tmp_path: Path) -> None:

@@ -279,6 +279,7 @@ def test_schedules_by_hand() -> None:
         return make_schedule(text)(step, 100, 10)["lr"]
 
     assert [at("step(every=3)", s) for s in (0, 29, 30, 60)] == pytest.approx([1, 1, 0.1, 0.01])
+    assert [at("step(every=3, warmup=40)", s) for s in (0, 29, 59)] == pytest.approx([1 / 40, 0.75, 0.1])
     assert [at("multistep(at=(0.5, 0.75))", s) for s in (49, 50, 75)] == pytest.approx([1, 0.1, 0.01])
     assert [at("cosine(warmup=10)", s) for s in (0, 4, 10, 55)] == pytest.approx([0.1, 0.5, 1, 0.5])
     assert [at("inverse_sqrt(warmup=4)", s) for s in (0, 3, 15)] == pytest.approx([0.25, 1, 0.5])

@@ -125,24 +125,25 @@ def reference(
     return model
 
 
-FIFTY = {
-    "deformable_conv_resnet50_dcn_c5": (("layer4",), 1, False, True),
-    "deformable_conv_resnet50_mdcn_c3_c5": (("layer2", "layer3", "layer4"), 1, True, False),
+CASES_OF_FILES = {
+    "deformable_conv_resnet50_dcn_c5": (("layer4",), 1, False, True, (1, 1, 1, 3)),
+    "deformable_conv_resnet50_mdcn_c3_c5": (("layer2", "layer3", "layer4"), 1, True, False, (3, 4, 6, 3)),
 }
 
 
-@pytest.mark.parametrize("variant", FIFTY)
+@pytest.mark.parametrize("variant", CASES_OF_FILES)
 def test_features_of_a_detectors_file(variant: str, tmp_path: Path) -> None:
     """A file as mmdetection writes it: the backbone under its prefix, and other parts beside it."""
-    theirs = reference(*FIFTY[variant]).eval()
+    theirs = reference(*CASES_OF_FILES[variant]).eval()
+    depths = CASES_OF_FILES[variant][-1]
     state = {f"backbone.{name}": x.clone() for name, x in theirs.state_dict().items() if not name.startswith("fc.")}
     state["neck.lateral_convs.0.conv.weight"] = torch.zeros(2, 3)
     path = tmp_path / "detector.pth"
     torch.save({"meta": {"epoch": 12}, "state_dict": state}, path)
-    ours = jingdu.create(variant, weights=path)
+    ours = jingdu.create(variant, weights=path, depths=depths)
     older = {key.replace(".conv2.conv_offset.", ".conv2_offset."): x for key, x in state.items()}
     save_file(older, tmp_path / "older.safetensors")
-    again = jingdu.create(variant, weights=tmp_path / "older.safetensors")
+    again = jingdu.create(variant, weights=tmp_path / "older.safetensors", depths=depths)
     for shape in [(1, 3, 65, 97), (2, 3, 33, 40)]:
         x = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
         y, wanted = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x)))), []

@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import jingdu
+from jingdu.errors import Refused
 from jingdu.papers.cnn.nas import GaussianProcess, digits_space
+from jingdu.weights.configs import sizes
 from jingdu.weights.tables import tables
 from tests.parity.references import assert_close, import_timm, randomise_
 
@@ -128,7 +130,7 @@ def test_gaussian_process_of_scikit_learn() -> None:
     bits = space.one_hot(codes)
     y = torch.rand(31, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for length, noise in ((0.2, 1e-2), (0.8, 1e-1)):
-        ours = GaussianProcess.fit(bits[:31], y, choices=8, lengths=(length,), noises=(noise,))
+        ours = GaussianProcess(bits[:31], y, choices=8, lengths=(length,), noises=(noise,))
         kernel = RBF((8 * length) ** 0.5, "fixed")
         theirs = GaussianProcessRegressor(kernel, alpha=noise, optimizer=None, normalize_y=True)
         theirs.fit(bits[:31].numpy(), y.numpy())
@@ -137,8 +139,27 @@ def test_gaussian_process_of_scikit_learn() -> None:
         assert_close(found[0], torch.from_numpy(mean), relative=1e-9)
         assert_close(found[1], torch.from_numpy(deviation), relative=1e-9)
         assert ours.likelihood == pytest.approx(theirs.log_marginal_likelihood_value_, rel=1e-9)
-    chosen = GaussianProcess.fit(bits[:31], y, choices=8)
+    chosen = GaussianProcess(bits[:31], y, choices=8)
     assert chosen.likelihood >= ours.likelihood
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_timms_configuration(name: str) -> None:
+    card = jingdu.paper("nas")
+    inner = {
+        "input_size": [3, 331, 331],
+        "crop_pct": 0.911,
+        "interpolation": "bicubic",
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
+    config = {"architecture": name, "num_classes": 23, "model_args": {"drop_rate": 0.3}, "pretrained_cfg": inner}
+    found = sizes(config, "nas", variants=tuple(card.variants), aliases=card.aliases)
+    assert found.variant == ALIASES[name]
+    assert found.overrides == {"zeros": True, "dropout": 0.3, "num_classes": 23}
+    assert found.preprocess is not None and (found.preprocess.size, found.preprocess.resize) == (331, 363)
+    with pytest.raises(Refused, match="pad_type"):
+        sizes({**config, "model_args": {"pad_type": ""}}, "nas", variants=tuple(card.variants), aliases=card.aliases)
 
 
 PYTORCHCV = [

@@ -1,7 +1,8 @@
 """ParNet against a network of its own, written here from the paper with the names of the authors' files.
 
 The authors' code needs a timm of 2021, which does not import beside today's torch. Once, on 2026-11-26, its classes were
-compared with ours by hand: github.com/imankgoyal/NonDeepNetworks, all four sizes, with random weights and statistics.
+compared with ours by hand (github.com/imankgoyal/NonDeepNetworks): with random weights and statistics all four sizes gave
+the same numbers, to the bit, with SiLU and with the ReLU that its released configurations make.
 """
 
 import copy
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import jingdu
 from jingdu.papers.cnn.parnet import fuse
+from jingdu.weights import export
 from tests.parity.references import assert_close
 
 WIDTHS = {"parnet_s": (92, 192, 384, 1280), "mini": (7, 10, 12, 22)}

@@ -23,7 +23,7 @@ from jingdu.weights.tables import KEYS, OWN, Fit, tables
 
 FAMILIES = sorted(path.stem for path in KEYS.glob("*.toml"))
 OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
-    ("nas", "timm"): {"width": 8},
+    ("nas", "timm"): {"width": 8, "repeats": 2},
     **{(family, "torch-one-bias"): {"biases": 1} for family in ("rnn", "lstm", "gru")},
     **{
         ("transformer", format): {"vocabulary": 307, "layers": (1, 2)}

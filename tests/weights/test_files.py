@@ -112,6 +112,19 @@ def test_reads_what_safetensors_and_torch_write(tmp_path):
     assert read_file(tmp_path / "view.pt")["x"].shape == (7, 3)
 
 
+def test_notes_beside_the_tensors_are_left_out(tmp_path):
+    """Pytorch-UNet keeps the values of its masks among the weights."""
+    notes = {"mask_values": [0, 255], "epoch": 7, "name": "unet", "done": True, "sizes": (3, 4.5)}
+    torch.save({**STATE, **notes}, tmp_path / "m.pth")
+    assert same(read_file(tmp_path / "m.pth"), STATE)
+    torch.save({**STATE, "masks": [torch.zeros(3)]}, tmp_path / "list.pth")
+    with pytest.raises(BadInput, match=r"'masks' is list, no tensor"):
+        read_file(tmp_path / "list.pth")
+    torch.save(notes, tmp_path / "notes.pth")
+    with pytest.raises(BadInput, match=r"no tensor"):
+        read_file(tmp_path / "notes.pth")
+
+
 def test_the_format_is_told_by_content_not_by_name(tmp_path):
     save_file(STATE, tmp_path / "wrong.pth")
     assert same(read_file(tmp_path / "wrong.pth"), STATE)

@@ -85,6 +85,29 @@ def test_more_rules_come_before_those_of_another(tmp_path, monkeypatch):
     assert table.from_ours("a.w").theirs == ("features.0.w",)
 
 
+def test_names_inside_a_list_and_rules_of_one_variant(tmp_path, monkeypatch):
+    text = """
+[other]
+[other.lists."net.blocks"]
+inside = [["a.conv.{*}", "first.{*}"], ["b.{which}.w", "second.{which}.w", "transpose"]]
+small = "stages.0.0 . stages.1.0"
+large = "stages.0.0 stages.1.0 stages.1.1"
+[[other.only]]
+variants = ["large"]
+rules = [["stem.{*}", "begin.{*}"]]
+"""
+    (tmp_path / "inside.toml").write_text(text)
+    monkeypatch.setattr("jingdu.weights.tables.KEYS", tmp_path)
+    small, large = (tables("inside")["other"].of(variant) for variant in ("small", "large"))
+    assert small.from_ours("stages.1.0.a.conv.bias").theirs == ("net.blocks.2.first.bias",)
+    entry = large.from_theirs("net.blocks.2.second.reduce.w")
+    assert entry.ours == ("stages.1.1.b.reduce.w",) and entry.transform.load([torch.ones(2, 3)])[0].shape == (3, 2)
+    assert large.from_ours("stem.w").theirs == ("begin.w",) and small.from_ours("stem.w") is None
+    for name in ("stages.2.0.a.conv.w", "stages.1.0.a.bias", "stages.1.0"):
+        assert large.from_ours(name) is None
+    assert small.from_theirs("net.blocks.1.first.w") is None
+
+
 def test_copies_of_one_tensor_must_be_equal():
     same, x = Transform("same", theirs=3), torch.randn(2, 3)
     assert torch.equal(same.load([x, x.clone(), x])[0], x)

@@ -107,7 +107,8 @@ def draw_taps(figure: Any, outcome: Outcome) -> None:
     figure.suptitle("Taps that move find the digit")
 
 
-# Set on 2026-11-26, before the first full run: the canon's sheet asks for a rank correlation above 0.3.
+# Set on 2026-11-26, before the first full run: a rank correlation above 0.3. The same day, the full run, inconclusive: 0.23, 0.73
+# and 0.58, by networks that had not learned to label much (mean IoU 0.17). The margin stands.
 @claim(
     "The taps of a deformable layer spread with the size of the object under them.",
     source="Tab. 2",
@@ -115,9 +116,9 @@ def draw_taps(figure: Any, outcome: Outcome) -> None:
         Test("size.spearman", 0, above=0.3, about="rank correlation of the taps' distance with the shape's size"),
     ),
     seeds=3,
-    minutes=4.0,
+    minutes=3.5,
     about="A network of three convolutions, the last two deformable, labels the pixels of little scenes of 32x32 pixels by "
-    "shape; 400 steps. For each shape in 500 test scenes: the mean distance between neighbouring taps of the last layer at the "
+    "shape; 300 steps. For each shape in 500 test scenes: the mean distance between neighbouring taps of the last layer at the "
     "place nearest to the middle of what is seen of it, against the root of its area.",
 )  # fmt: skip
 def spread(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
@@ -130,7 +131,7 @@ def spread(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
         data="scenes(fields=('image', 'labels', 'masks'))",
         preprocess=SCENES,
         batch_size=32,
-        steps=lab.budget(full=400, smoke=2),
+        steps=lab.budget(full=300, smoke=2),
         lr=0.05,
         schedule="onecycle",
         weight_decay=5e-4,

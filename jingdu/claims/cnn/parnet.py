@@ -6,7 +6,7 @@ from jingdu.engine.contracts import Stage
 from jingdu.lab import Lab, Outcome, Test, claim
 from jingdu.papers.cnn.parnet import SCENES
 
-STEPS, BATCH = 600, 32
+STEPS, BATCH = 300, 32
 DATA = "scenes(fields=('image', 'label'))"
 NARROW = "widths=(8, 16, 32, 64)"
 ARMS = {
@@ -31,8 +31,10 @@ def _stage(lab: Lab, network: str) -> Stage:
     )
 
 
-# The margins (1 point each) were set on 2026-11-26, before the first full run: the canon's, which asks that the deep network be
-# no better by more than one point, and that the parts do no harm; a margin of 1 point lets three seeds say the second.
+# The margins (1 point each) were set on 2026-11-26, before the first full run: the deep network is no better by more than one
+# point, and the parts do no harm. The same day, the full run, inconclusive, and by its values against the paper: ParNet's error
+# is 44 %, ResNet-32's 6 %. 300 steps are too few for it, and it goes down to a quarter of 32 pixels before its first stream, where
+# this ResNet keeps all of them; pictures of 64 pixels and a ResNet that begins alike would be the fairer trial. Margins stand.
 @claim(
     "A network of twelve layers in parallel streams is as accurate as a residual one of thirty-two with as many weights.",
     source="Tab. 1, 2, 8, 9",
@@ -46,7 +48,7 @@ def _stage(lab: Lab, network: str) -> Stage:
     seeds=3,
     minutes=4.0,
     about="Eight shapes in scenes of 32x32 pixels in place of ImageNet; streams of 8, 16 and 32 channels against a ResNet-32 of "
-    "8, 16 and 32; 600 steps of 32 pictures under one cycle, alike for all.",
+    "8, 16 and 32; 300 steps of 32 pictures under one cycle, alike for all.",
 )
 def twelve_layers(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     """Train all alike; error, weights in the form for use, depth on the longest way."""
@@ -121,7 +123,8 @@ def draw_layers(figure: Any, outcome: Outcome) -> None:
     figure.suptitle("Twelve layers or thirty-two")
 
 
-# Set on 2026-11-26, before the first full run: the canon's.
+# Set on 2026-11-26, before the first full run. The same day it failed: 0.84 of the time on one core, where a 1x1 convolution
+# costs a ninth of a 3x3 one. The margin stands.
 @claim(
     "Folded into one convolution a block, the trained network computes the same, sooner.",
     source="Sec. 3.3",

@@ -156,8 +156,8 @@ def draw_dehazing(figure: Any, outcome: Outcome) -> None:
     panels = figure.subplots(2, 3)
     titles = {
         "hazy": "hazy", "clear by guided": "guided filter", "clear by matting": "soft matting",
-        "transmission": "transmission", "transmission by guided": "found, guided filter",
-        "transmission by matting": "found, soft matting",
+        "transmission": "transmission", "transmission by guided": "found",
+        "transmission by matting": "found",
     }  # fmt: skip
     means = {arm: sum(outcome.values[arm]["psnr"]) / len(outcome.seeds) for arm in ("hazy", "guided", "matting")}
     errors = {
@@ -166,7 +166,7 @@ def draw_dehazing(figure: Any, outcome: Outcome) -> None:
     for axes, (name, title) in zip(panels.flat, titles.items(), strict=True):
         arm = name.rpartition(" ")[2]
         if "transmission" in name:
-            note = f"mean error {errors[arm]:.3f}" if arm in errors else f"a constant's error {errors['constant']:.3f}"
+            note = f"error {errors[arm]:.3f}" if arm in errors else f"a constant's {errors['constant']:.3f}"
         else:
             note = f"{means[arm]:.1f} dB"
         draw_image(axes, outcome, name, title=f"{title}: {note}")

@@ -157,11 +157,16 @@ def box_mean(
 
     The work does not depend on the radius.
     """
-    ones = x.new_ones(1, 1, *x.shape[2:])
-    counts = _sum_along(ones[:, :, :, :1], radius, 2) * _sum_along(ones[:, :, :1], radius, 3)
-    # Running sums stay small, and keep their digits, around the middle of the values.
-    middle = x.mean((2, 3), keepdim=True)
-    return _sum_along(_sum_along(x - middle, radius, 3), radius, 2).div_(counts).add_(middle)
+    ones = x.new_ones(x.shape[2:])
+    counts = _sum_along(ones[:, :1], radius, -2) * _sum_along(ones[:1], radius, -1)
+
+    def one(own: Tensor) -> Tensor:
+        # Running sums stay small, and keep their digits, around the middle of the values.
+        middle = own.mean()
+        return _sum_along(_sum_along(own - middle, radius, -1), radius, -2).div_(counts).add_(middle)
+
+    # One map after the other: each stays in the processor's cache.
+    return torch.stack([one(own) for own in x.flatten(0, 1)]).view(x.shape)
 
 
 PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
@@ -187,6 +192,7 @@ def guided_filter(
     x: Float[Tensor, "batch 1 height width"],
     radius: int = 30,
     eps: float = 1e-3,
+    subsample: int = 1,
 ) -> Float[Tensor, "batch 1 height width"]:
     """GF Equations 14-16: in every window, `x` by ridge regression on the guide's three colours; then the mean of all windows.
 
@@ -195,8 +201,14 @@ def guided_filter(
         x: what is filtered.
         radius: of the windows in pixels: 2 radius + 1 a side.
         eps: a variance of the guide below it counts as flat.
+        subsample: regress on means of so many pixels a side, and spread the coefficients bilinearly: many times faster,
+            and about the same (He and Sun, Fast Guided Filter, 2015, https://arxiv.org/abs/1505.00996).
     """
-    colours = guide - guide.mean((2, 3), keepdim=True)  # for the digits of the variances
+    height, width = guide.shape[2:]
+    whole = colours = guide - guide.mean((2, 3), keepdim=True)  # for the digits of the variances
+    if subsample > 1:
+        radius = max(1, round(radius / subsample))
+        colours, x = (F.avg_pool2d(m, subsample, ceil_mode=True, count_include_pad=False) for m in (colours, x))
     products = [colours[:, i] * colours[:, j] for i, j in PAIRS]
     stack = torch.cat((colours, x, colours * x, torch.stack(products, 1)), 1)
     mean, level, mixed, squares = box_mean(stack, radius).split((3, 1, 3, 6), 1)
@@ -204,8 +216,11 @@ def guided_filter(
     covariance[:, [0, 3, 5]] += eps
     slope = _solve(covariance, mixed - mean * level)
     offset = level - (slope * mean).sum(1, keepdim=True)
-    slope, offset = box_mean(torch.cat((slope, offset), 1), radius).split((3, 1), 1)
-    return (slope * colours).sum(1, keepdim=True) + offset
+    found = box_mean(torch.cat((slope, offset), 1), radius)
+    if subsample > 1:
+        found = F.interpolate(found, scale_factor=subsample, mode="bilinear")[:, :, :height, :width]
+    slope, offset = found.split((3, 1), 1)
+    return (slope * whole).sum(1, keepdim=True) + offset
 
 
 def matting_laplacian(image: Float[Tensor, "3 height width"], eps: float = 1e-7) -> Any:
@@ -305,6 +320,7 @@ class DarkChannel:
         refine: how the transmission gets the picture's edges.
         radius: of the guided filter, in pixels; several times that of the patches.
         eps: of the guided filter.
+        subsample: of the guided filter; 4 is several times faster.
         strength: lambda of soft matting.
     """
 
@@ -314,6 +330,7 @@ class DarkChannel:
     refine: Refinement = "guided"
     radius: int = 30
     eps: float = 1e-3
+    subsample: int = 1
     strength: float = 1e-4
 
     needs_weights: ClassVar[bool] = False
@@ -331,7 +348,7 @@ class DarkChannel:
         light = airlight(images, dark_channel(images, self.patch))
         t = coarse_transmission(images, light, self.patch, self.omega)
         if self.refine != "none":
-            coarse, t = t, guided_filter(images, t, self.radius, self.eps)
+            coarse, t = t, guided_filter(images, t, self.radius, self.eps, self.subsample)
             if self.refine == "matting":
                 some = [
                     soft_matting(*rows, self.strength, start) for *rows, start in zip(images, coarse, t, strict=True)

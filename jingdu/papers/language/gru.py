@@ -363,8 +363,8 @@ recipes = {
                 clip=1.0,
             ),
         ),
-        minutes=4.0,
-        expect={"loss": (0.5, 2.5)},
+        minutes=2.5,
+        expect={"loss": (1.9, 2.6)},
         about="Django's messages, from English into eight Romance languages by characters",
     ),
     "paper": Recipe(

@@ -14,7 +14,7 @@ from jingdu.data.images import decode, to_tensor
 from jingdu.engine import Stage
 from jingdu.engine.contracts import Objective
 from jingdu.engine.optimise import apply_schedule, make_optimizer, rates
-from jingdu.errors import UsageError
+from jingdu.errors import Refused, UsageError
 from jingdu.papers.cnn.deformable_conv import (
     DeformConv2d,
     DeformPSRoIPool,
@@ -291,10 +291,11 @@ def test_labelling_gives_every_pixel_a_class() -> None:
 
     system = Labelling(Perfect())
     loss, values = system(batch, "loss")
-    assert values["error"] == pytest.approx(1 / 24) and float(loss) == pytest.approx(9 * 9 / 24, rel=0.02)
+    assert values["pixel_error"] == pytest.approx(1 / 24) and float(loss) == pytest.approx(9 * 9 / 24, rel=0.02)
     system.update(batch)
-    assert system.compute() == pytest.approx({"iou": (12 / 13 + 1 + 5 / 6) / 3, "error": 1 / 24})
-    assert system.compute() == {}
+    assert system.compute() == pytest.approx({"iou": (12 / 13 + 1 + 5 / 6) / 3, "pixel_error": 1 / 24})
+    with pytest.raises(Refused, match="nothing to evaluate"):
+        system.compute()
 
 
 # Points --------------------------------------------------------------------------------------------------

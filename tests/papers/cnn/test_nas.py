@@ -377,17 +377,17 @@ def test_an_ensemble_learns_and_its_members_differ_where_nothing_is_known() -> N
 
 
 @pytest.mark.parametrize("model, encoding", [("gp", "hamming"), ("gp", "path"), ("ensemble", "path")])
-def test_a_model_finds_the_best_of_a_smooth_space(model: str, encoding: str) -> None:
+def test_what_a_model_proposes_is_better_than_what_is_drawn(model: str, encoding: str) -> None:
     space = digits_space()
-    best = space.encode(space.decode((1, 2, 1, 1, 0, 1, 0, 1)))
+    best = (1, 2, 1, 1, 0, 1, 0, 1)
 
     def value(code: tuple[int, ...]) -> float:
         return 1 - 0.1 * sum(abs(a - b) for a, b in zip(code, best, strict=True))
 
-    found = search(Bayesian(space, seed=1, model=model, encoding=encoding, every=4), value, 30)
-    random = search(RandomSearch(space, seed=1), value, 30)
-    assert max(found.scores) >= 0.9 and max(found.scores) >= max(random.scores)
-    assert len(set(found.codes)) == 30
+    found = search(Bayesian(space, seed=1, model=model, encoding=encoding, every=4), value, 26)
+    random = search(RandomSearch(space, seed=1), value, 26)
+    assert np.mean(found.scores[-12:]) > np.mean(random.scores) + 0.08
+    assert len(set(found.codes)) == 26
 
 
 def test_bayesian_options() -> None:
@@ -600,17 +600,18 @@ def test_shared_weights_are_where_a_child_begins() -> None:
     train, valid = few()
     how = Training(steps=3, batch_size=11, lr=0.0, share=True)
     evaluator = Evaluator(digits_space(), train, valid, how)
-    first = evaluator._train((1, 1, 1, 1, 0, 1, 0, 1))[1]
-    second = evaluator._train((1, 1, 1, 2, 0, 1, 0, 1))[1]  # another kernel in the second layer
+    first = evaluator.trained((1, 1, 1, 1, 0, 1, 0, 1))[1]
+    second = evaluator.trained((1, 1, 1, 2, 0, 1, 0, 1))[1]  # another kernel in the second layer
     assert second.convs[0].weight.equal(first.convs[0].weight)
     assert second.convs[2].weight.equal(first.convs[2].weight)
     apart = Evaluator(digits_space(), train, valid, Training(steps=3, batch_size=11, lr=0.0))
-    assert not apart._train((1, 1, 1, 2, 0, 1, 0, 1))[1].convs[0].weight.equal(first.convs[0].weight)
+    assert not apart.trained((1, 1, 1, 2, 0, 1, 0, 1))[1].convs[0].weight.equal(first.convs[0].weight)
     with pytest.raises(UsageError, match="several processes"):
         evaluator.many([(0,) * 8])
 
 
-def test_processes_score_as_one_does() -> None:
+def test_processes_score_as_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jingdu.papers.cnn.nas.evaluation.START", "fork")  # in no time; the default begins from nothing
     train, valid = few()
     codes = [(0, 0, 0, 0, 0, 0, 0, 0), (1, 1, 1, 1, 0, 1, 0, 1), (0, 0, 0, 0, 0, 0, 0, 0)]
     make = lambda: Evaluator(digits_space(), train, valid, Training(steps=5, batch_size=11))  # noqa: E731
@@ -641,7 +642,7 @@ def test_the_table_is_made_again_by_its_command() -> None:
     evaluator, test = problem()
     table = Table.read(evaluator.space)
     code = (1, 1, 1, 1, 0, 1, 0, 1)
-    value, network = evaluator._train(code)
+    value, network = evaluator.trained(code)
     assert value == pytest.approx(table(code), abs=0.05)
     assert accuracy(network, test) == pytest.approx(table.test(code), abs=0.05)
 
@@ -652,9 +653,10 @@ TINY = "steps=4, batch_size=16, checks=1, retrain=6"
 
 
 def test_a_run_ranks_architectures_and_trains_the_best(tmp_path: Path) -> None:
-    system = f"nas.Search(algorithm='ageing(population=2, sample=2)', evaluations=4, {TINY})"
+    system = f"nas.Search(algorithm='ageing(population=2, sample=2)', evaluations=4, share=True, {TINY})"
     run = jingdu.train("nas", tmp_path / "run", system=system, quiet=True)
     assert run.metrics["children"] == 4 and 0 <= run.metrics["error"] < 1
+    assert jingdu.evaluate("nas_chain_digits", tmp_path / "run") == run.metrics
     network = jingdu.load(tmp_path / "run")
     (report,) = jingdu.predict(
         "nas_chain_digits", [str(tmp_path / "run")], weights=tmp_path / "run", out=tmp_path / "r.png"
@@ -678,7 +680,7 @@ def test_a_search_goes_on_where_it_was_cut() -> None:
     batch = {"image": few(160)[0].images, "label": few(160)[0].labels}
 
     def make() -> Search:
-        options = {"steps": 3, "batch_size": 16, "checks": 1, "retrain": 5, "median": True}
+        options = {"steps": 3, "batch_size": 16, "checks": 1, "retrain": 5, "median": True, "share": True}
         return Search(
             jingdu.create("nas_chain_digits"), algorithm="genetic(population=3, elite=1)", evaluations=7, seed=5, target=9e4,
             **options,
@@ -745,3 +747,18 @@ def test_a_chain_is_drawn_with_all_its_connections() -> None:
         "image", "3x3, 4 filters", "1x1 /2, 5 filters", "3x3, 8 filters", "classifier",
     ]  # fmt: skip
     assert sum(not text.get_text() for text in axes.texts) == 5
+
+
+@pytest.mark.parametrize("space", [digits_space(), cell_space(pairs=2, width=4, reduction=False, image=(1, 8, 8))])
+def test_arguments_build_the_network_of_a_code(space: SearchSpace) -> None:
+    code = space.sample(torch.Generator().manual_seed(3))
+    network = space.build(code)
+    again = type(network)(**space.arguments(code))
+    again.load_state_dict(network.state_dict())
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(again.eval()(x), network.eval()(x))
+
+
+def test_a_space_that_does_not_say_its_arguments() -> None:
+    with pytest.raises(UsageError, match="arguments="):
+        SearchSpace([Choice("a", (1, 2))]).arguments((0,))

@@ -127,6 +127,16 @@ def test_guided_filter_follows_edges() -> None:
     assert guided_filter(guide, guide[:, :1], 6, 1e-5).sub(guide[:, :1]).abs().max() < 1e-3
 
 
+def test_the_fast_guided_filter_is_about_the_same() -> None:
+    guide = box_mean(pictures(2, 3, 61, 83), 3)
+    x = minimum_filter(guide[:, :1], 7)
+    exact, fast = guided_filter(guide, x, 12, 1e-3), guided_filter(guide, x, 12, 1e-3, subsample=4)
+    assert fast.shape == exact.shape and 0 < (fast - exact).abs().mean() < 0.2 * (exact - x).abs().mean()
+    # What is linear in the colours everywhere has the same coefficients everywhere: nothing is lost.
+    line = guide.sum(1, keepdim=True)
+    assert torch.allclose(guided_filter(guide, line, 8, 1e-12, subsample=4), line, atol=1e-5)
+
+
 def test_soft_matting_solves_its_equation() -> None:
     image, coarse = pictures(3, 9, 11), pictures(1, 9, 11, seed=1)
     matrix = matting_laplacian(image).toarray()

@@ -83,7 +83,7 @@ recipes = {
                 weight_decay=5e-4,
             ),
         ),
-        minutes=1,
+        minutes=2.5,
         expect={"error": (0.0, 0.12)},
         about="three convolutions, two of them deformable, on digits that are turned, sheared, moved and of all sizes",
     ),

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from jingdu.engine.contracts import Batch, System
+from jingdu.engine.contracts import Batch
 from jingdu.errors import UsageError
 from jingdu.nn import check_images
 from jingdu.papers.cnn.resnet import Bottleneck, ResNet
+from jingdu.papers.cnn.unet import Segmentation
 
 from .convolution import Border, DeformConv2d
 
@@ -110,17 +111,11 @@ class SmallNet(nn.Module):
         return F.interpolate(scores, size=x.shape[2:], mode="bilinear", align_corners=False)
 
 
-class Labelling(System):
-    """Softmax cross-entropy of every pixel's class, as DeepLab's (Sec. 3.2); class 0 is what no mask covers.
+class Labelling(Segmentation):
+    """Softmax cross-entropy of every pixel's class, as DeepLab's (Sec. 3.2), of batches with masks; class 0 is what none covers.
 
     Batches have `image`, and lists of `masks` [shapes, height, width], which do not overlap, and their `labels`.
-    Evaluation is the mean intersection over union of the classes that occur, and the error of a pixel.
     """
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-        self.counts: Tensor | None = None
 
     @staticmethod
     def targets(batch: Batch) -> Int64[Tensor, "batch height width"]:
@@ -132,23 +127,10 @@ class Labelling(System):
         return torch.stack(rows)
 
     def forward(self, batch: Batch, objective: str) -> tuple[Tensor, dict[str, Any]]:
-        scores, targets = self.network(batch["image"]).float(), self.targets(batch)
-        return F.cross_entropy(scores, targets), {"error": (scores.detach().argmax(1) != targets).float().mean()}
+        return super().forward({"image": batch["image"], "label": self.targets(batch)}, objective)
 
     def update(self, batch: Batch) -> None:
-        scores, targets = self.network(batch["image"]), self.targets(batch)
-        classes = scores.shape[1]
-        pairs = torch.bincount((targets * classes + scores.argmax(1)).flatten(), minlength=classes**2)
-        self.counts = pairs if self.counts is None else self.counts + pairs
-
-    def compute(self) -> dict[str, float]:
-        if self.counts is None:
-            return {}
-        confusion = self.counts.double().view(int(len(self.counts) ** 0.5), -1)  # true class, found class
-        self.counts = None
-        right, union = confusion.diag(), confusion.sum(0) + confusion.sum(1) - confusion.diag()
-        occurs = confusion.sum(1) > 0
-        return {"iou": float((right / union)[occurs].mean()), "error": float(1 - right.sum() / confusion.sum())}
+        super().update({"image": batch["image"], "label": self.targets(batch)})
 
 
 FIFTY: dict[str, Any] = {"block": "bottleneck", "depths": (3, 4, 6, 3)}

@@ -136,8 +136,8 @@ recipes = {
             save_every=5,
         ),
         minutes=1.0,
-        expect={"error": (0.0, 0.08)},
-        about="ageing evolution over 576 small chains on scikit-learn's digits, and the best of 40 trained for longer",
+        expect={"error": (0.0, 0.05)},
+        about="ageing evolution over 576 small chains on scikit-learn's digits, and the best of 40 trained for longer; measured: 1.1 % error",
     ),
     "cells": Recipe(
         stages=_search(
@@ -149,8 +149,8 @@ recipes = {
             save_every=5,
         ),
         minutes=2.0,
-        expect={"error": (0.0, 0.15)},
-        about="a normal and a reduction cell of three pairs, by Bayesian optimisation, on scikit-learn's digits",
+        expect={"error": (0.0, 0.1)},
+        about="a normal and a reduction cell of three pairs, by Bayesian optimisation, on scikit-learn's digits; measured: 3.1 %",
     ),
     "paper": Recipe(
         stages=_search(

@@ -11,7 +11,6 @@ candidate's score from what the ensemble says of it (independent Thompson sampli
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -42,32 +41,28 @@ def distances(
     return 1 - common / either.clamp_min(1)
 
 
-@dataclass
 class GaussianProcess:
-    """A posterior over scores: zero mean after the scores were brought to mean 0 and deviation 1."""
+    """A posterior over scores: zero mean after the scores were brought to mean 0 and deviation 1.
 
-    x: Float[Tensor, "n bits"]
-    factor: Float64[Tensor, "n n"]
-    """Cholesky factor of the covariance of the scores, noise included."""
-    weights: Float64[Tensor, " n"]
-    length: float
-    noise: float
-    mean: float
-    deviation: float
-    kind: str
-    choices: int
-    likelihood: float
-    """Log marginal likelihood of the standardised scores."""
+    Of the given length scales and noises it has those that make the scores most likely: `length`, `noise`, and the log
+    marginal `likelihood` of the standardised scores.
 
-    @classmethod
-    def fit(
-        cls, x: Float[Tensor, "n bits"], y: Float64[Tensor, " n"], kind: str = "hamming", choices: int = 1,
+    Args:
+        x: codes as bits.
+        y: their scores.
+        kind: of distance, as of `distances`.
+        choices: of the space, for the Hamming distance.
+        lengths, noises: to choose from.
+    """
+
+    def __init__(
+        self, x: Float[Tensor, "n bits"], y: Float64[Tensor, " n"], kind: str = "hamming", choices: int = 1,
         lengths: Sequence[float] = LENGTHS, noises: Sequence[float] = NOISES,
-    ) -> "GaussianProcess":  # fmt: skip
-        """The process whose length scale and noise make the scores most likely."""
-        mean = float(y.mean())
-        deviation = float(y.std(correction=0)) or 1.0
-        z = (y - mean) / deviation
+    ):  # fmt: skip
+        self.x, self.kind, self.choices = x, kind, choices
+        self.mean = float(y.mean())
+        self.deviation = float(y.std(correction=0)) or 1.0
+        z = (y - self.mean) / self.deviation
         d = distances(x, x, kind, choices)
         grid = [(length, noise) for length in lengths for noise in noises]
         eye = torch.eye(len(z), dtype=torch.float64)
@@ -77,10 +72,8 @@ class GaussianProcess:
         half = factor.diagonal(dim1=1, dim2=2).log().sum(1)
         likelihood = -0.5 * (weights @ z) - half - 0.5 * len(z) * math.log(2 * math.pi)
         best = int(likelihood.argmax())
-        length, noise = grid[best]
-        return cls(
-            x, factor[best], weights[best], length, noise, mean, deviation, kind, choices, float(likelihood[best])
-        )
+        self.length, self.noise = grid[best]
+        self.factor, self.weights, self.likelihood = factor[best], weights[best], float(likelihood[best])
 
     def posterior(self, x: Float[Tensor, "m bits"]) -> tuple[Float64[Tensor, " m"], Float64[Tensor, " m"]]:
         """Mean and deviation of the scores (without noise) of some codes."""
@@ -158,7 +151,7 @@ class Bayesian(SearchAlgorithm):
 
     def __init__(
         self, space: SearchSpace, seed: int = 0, model: str = "gp", encoding: str = "hamming", first: int = 10,
-        candidates: int = 100, incumbents: int = 5, every: int = 10,
+        candidates: int = 100, incumbents: int = 15, every: int = 10,
     ):  # fmt: skip
         super().__init__(space, seed)
         if model not in ("gp", "ensemble"):
@@ -209,7 +202,7 @@ class Bayesian(SearchAlgorithm):
         bits = encode([*known, *proposed])
         x, new = bits[: len(known)], bits[len(known) :]
         if self.model == "gp":
-            process = GaussianProcess.fit(x, y, self.encoding, len(self.space.sizes))
+            process = GaussianProcess(x, y, self.encoding, len(self.space.sizes))
             value = expected_improvement(*process.posterior(new), float(y.max()))
         else:
             seed = int(torch.randint(2**31, (1,), generator=self.generator))

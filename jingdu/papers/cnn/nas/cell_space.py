@@ -29,6 +29,17 @@ def _cell_network(values: dict[str, Any], pairs: int, cells: Sequence[str], opti
     return NASNet(found["normal"], found.get("reduction", found["normal"]), **options)
 
 
+def _cell_arguments(
+    values: dict[str, Any], pairs: int, cells: Sequence[str], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The same network's arguments; a cell is its pairs and what goes out."""
+    plain = dict(options)
+    for cell in ("normal", "reduction"):
+        genotype = genotype_of(values, cell if cell in cells else "normal", pairs)
+        plain[cell] = (genotype.pairs, genotype.out)
+    return plain
+
+
 def _sorted_sides(code: tuple[int, ...]) -> tuple[int, ...]:
     """The sides of a pair are added, so their order says nothing: the smaller (state, operation) comes first."""
     sides = [code[i : i + 2] for i in range(0, len(code), 2)]
@@ -77,14 +88,5 @@ def cell_space(
         image=image,
         canonical=_sorted_sides,
         paths=partial(_cell_paths, pairs=pairs, cells=cells),
+        arguments=partial(_cell_arguments, pairs=pairs, cells=cells, options=arguments),
     )
-
-
-def arguments_of_cells(space: SearchSpace, code: Sequence[int]) -> dict[str, Any]:
-    """The arguments of `NASNet` of a code of a space of cells, as plain values."""
-    made = space.network.keywords  # type: ignore[union-attr]
-    plain: dict[str, Any] = dict(made["options"])
-    for cell in ("normal", "reduction"):
-        genotype = genotype_of(space.decode(code), cell if cell in made["cells"] else "normal", made["pairs"])
-        plain[cell] = (genotype.pairs, genotype.out)
-    return plain

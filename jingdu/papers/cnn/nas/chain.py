@@ -88,8 +88,14 @@ def _layers(values: Mapping[str, Any], options: Sequence[Mapping[str, Sequence[A
     return tuple(made)
 
 
-def _network(values: dict[str, Any], options: Any, num_classes: int, in_channels: int, grid: int) -> ChainNet:
-    return ChainNet(_layers(values, options), num_classes, in_channels, grid)
+def _arguments(
+    values: Mapping[str, Any], options: Any, num_classes: int, in_channels: int, grid: int
+) -> dict[str, Any]:
+    return {"layers": _layers(values, options), "num_classes": num_classes, "in_channels": in_channels, "grid": grid}
+
+
+def _network(values: dict[str, Any], **fixed: Any) -> ChainNet:
+    return ChainNet(**_arguments(values, **fixed))
 
 
 def _paths(values: dict[str, Any], options: Any) -> set[tuple[str, ...]]:
@@ -131,8 +137,11 @@ def chain_space(
             choices += [
                 Choice(f"skip_{s}_{n}", (False, True), layer=n, source=s, kind="connection") for s in range(1, n)
             ]
-    network = partial(_network, options=options, num_classes=num_classes, in_channels=image[0], grid=grid)
-    return SearchSpace(choices, network, image=image, paths=partial(_paths, options=options))
+    fixed: dict[str, Any] = {"options": options, "num_classes": num_classes, "in_channels": image[0], "grid": grid}
+    return SearchSpace(
+        choices, partial(_network, **fixed), image=image, paths=partial(_paths, options=options),
+        arguments=partial(_arguments, **fixed),
+    )  # fmt: skip
 
 
 def zoph_le_space(depth: int = 6, strides: bool = False, num_classes: int = 10) -> SearchSpace:
@@ -150,8 +159,3 @@ def digits_space(num_classes: int = 10) -> SearchSpace:
         [free, {**free, "stride": (1, 2)}, {"filters": (8,), "kernel": (3,)}],
         image=(1, 8, 8), num_classes=num_classes, grid=2,
     )  # fmt: skip
-
-
-def layers_of(space: SearchSpace, code: Sequence[int]) -> tuple[tuple[Any, ...], ...]:
-    """The argument `layers` of the `ChainNet` of a code of a chain space."""
-    return _layers(space.decode(code), space.network.keywords["options"])  # type: ignore[union-attr]

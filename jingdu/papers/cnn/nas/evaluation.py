@@ -100,11 +100,12 @@ def train_network(
         if place == 0:
             order = permutation(seed, epoch, len(train))
         rows = order[place * how.batch_size : (place + 1) * how.batch_size]
-        batch = train.take(torch.from_numpy(rows))
-        images = pad_crop(batch.images, Draws(seed, epoch, rows), padding=how.crop) if how.crop else batch.images
+        taken = torch.from_numpy(rows)
+        images, labels = train.images[taken], train.labels[taken]
+        images = pad_crop(images, Draws(seed, epoch, rows), padding=how.crop) if how.crop else images
         network.train()
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(network(images), batch.labels).backward()
+        F.cross_entropy(network(images), labels).backward()
         optimizer.step()
         schedule.step()
         if check is not None and step + 1 in stops and not check(stops[step + 1]):
@@ -139,7 +140,7 @@ class Evaluator:
         """The validation accuracy of a code's network."""
         key = self.space.canonical(code)
         if key not in self.results:
-            self.results[key] = self._train(key)[0]
+            self.results[key] = self.trained(key)[0]
         return self.results[key]
 
     def child(self, code: Sequence[int]) -> nn.Module:
@@ -155,7 +156,8 @@ class Evaluator:
             torch.default_generator.manual_seed(int.from_bytes(digest))
             return self.space.build(code)
 
-    def _train(self, code: tuple[int, ...]) -> tuple[float, nn.Module]:
+    def trained(self, code: Sequence[int]) -> tuple[float, nn.Module]:
+        """Train a code's network, whether or not it was before: its score, and the network as it was left."""
         network, curve = self._fresh(code), []
         if self.how.share:
             for name, tensor in network.state_dict().items():
@@ -184,19 +186,26 @@ class Evaluator:
         keys = [self.space.canonical(code) for code in codes]
         todo = [key for key in dict.fromkeys(keys) if key not in self.results]
         if processes > 1 and len(todo) > 1:
-            with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (self,)) as pool:
+            with ProcessPoolExecutor(processes, get_context(START), _begin, (self,)) as pool:
                 self.results |= dict(zip(todo, pool.map(_evaluate, todo), strict=True))
         return [self(key) for key in keys]
 
     def state_dict(self) -> dict[str, Any]:
-        """Results and curves; shared weights stay behind."""
-        return {"results": [[list(key), value] for key, value in self.results.items()], "curves": self.curves}
+        """Results, curves and shared weights."""
+        return {
+            "results": [[list(key), value] for key, value in self.results.items()],
+            "curves": [list(curve) for curve in self.curves],
+            "shared": [[name, tensor] for (name, _), tensor in self._shared.items()],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.results = {tuple(key): float(value) for key, value in state["results"]}
         self.curves = [list(curve) for curve in state["curves"]]
+        self._shared = {(name, tuple(tensor.shape)): tensor for name, tensor in state["shared"]}
 
 
+START = "spawn"
+"""How processes begin: a fork of one that has computed with threads may hang."""
 _here: list[Evaluator] = []
 
 
@@ -270,7 +279,7 @@ def measure(
     """Train every code once, and make a table of the accuracies on the validation and the test images."""
     rows, started = {}, time.monotonic()
     for number, code in enumerate(codes, 1):
-        valid, network = evaluator._train(evaluator.space.canonical(code))
+        valid, network = evaluator.trained(evaluator.space.canonical(code))
         rows[tuple(code)] = (valid, accuracy(network, test))
         if number % 50 == 0:
             say(f"{number} of {len(codes)}, {(time.monotonic() - started) / number:.2f} s each")

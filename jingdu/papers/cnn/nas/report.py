@@ -64,12 +64,12 @@ def draw_chain(axes: Any, layers: Sequence[Sequence[Any]], title: str = "") -> N
             bbox={"boxstyle": "round,pad=0.35", "facecolor": "#DCEBF5" if inside else "#F1F1F1", "edgecolor": "#999999"},
         )  # fmt: skip
     for number, (a, b) in enumerate(edges):
-        bend = 0.0 if b == a + 1 else 0.35 * (-1) ** number
+        side = 0 if b == a + 1 else (-1) ** number
         style = {"arrowstyle": "-|>", "color": "#555555", "shrinkA": 11, "shrinkB": 11}
-        style["connectionstyle"] = f"arc3,rad={bend}"
-        # A curve past other boxes leaves and arrives at their sides.
-        x = 0.0 if not bend else 0.42 * (1 if bend > 0 else -1)
-        axes.annotate("", (x, b), (x, a), arrowprops=style, zorder=2)
+        style["connectionstyle"] = f"arc3,rad={0.35 * side}"
+        # A curve past other boxes leaves and arrives at their sides; the image's and the classifier's are narrow.
+        start, end = (side * (0.2 if y in (0, len(rows) - 1) else 0.42) for y in (a, b))
+        axes.annotate("", (end, b), (start, a), arrowprops=style, zorder=2)
     axes.set_xlim(-1.4, 1.4)
     axes.set_ylim(-0.5, len(rows) - 0.5)
     axes.set_axis_off()

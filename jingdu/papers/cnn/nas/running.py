@@ -1,6 +1,6 @@
 """A search as what the engine runs: data, space, budget and algorithm in; ranked architectures and the best one trained out."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,9 +15,9 @@ from jingdu.names import Call
 
 from .algorithms import Found, GridSearch, RandomSearch, SearchAlgorithm
 from .bayesian import Bayesian
-from .cell_space import arguments_of_cells, cell_space
+from .cell_space import cell_space
 from .cells import NASNet
-from .chain import ChainNet, digits_space, layers_of, zoph_le_space
+from .chain import ChainNet, digits_space, zoph_le_space
 from .controller import ReinforcedController, reinforce_small
 from .evaluation import Evaluator, Examples, Training, split_off, train_network
 from .evolution import AgeingEvolution, Genetic
@@ -135,7 +135,7 @@ class Search:
 
     def _finish(self, examples: Examples) -> dict[str, Any]:
         best = self.found.best
-        self._become(arguments_of(self.space, best))
+        self._become(self.space.arguments(best))
         steps = train_network(self.network, examples, replace(self.how, steps=self.retrain, checks=1), self.seed)
         return {"steps": steps, "code": list(best), "architecture": self.space.decode(best)}
 
@@ -197,11 +197,3 @@ class Search:
             self.network.load_state_dict(state["network"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UsageError) as error:
             raise Refused(f"no state of a search ({type(error).__name__}: {error})") from None
-
-
-def arguments_of(space: SearchSpace, code: Sequence[int]) -> dict[str, Any]:
-    """The arguments of the network of a code, as plain values."""
-    made = space.network.keywords  # type: ignore[union-attr]
-    if "cells" in made:
-        return arguments_of_cells(space, code)
-    return {"layers": layers_of(space, code), **{name: made[name] for name in ("num_classes", "in_channels", "grid")}}

@@ -99,6 +99,8 @@ class SearchSpace:
         canonical: the code that stands for a code: several may describe the same network. By default itself.
         paths: the paths of an architecture from its input to its output, each as a sequence of operations, from its
             values by name: BANANAS' encoding.
+        arguments: what the class of its networks is built from, as plain values, from an architecture's values by name: so
+            a run keeps its winner.
 
     Raises UsageError for a space without choices, or two of one name.
     """
@@ -111,6 +113,7 @@ class SearchSpace:
         image: Sequence[int] = (3, 32, 32),
         canonical: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None,
         paths: Callable[[dict[str, Any]], set[tuple[str, ...]]] | None = None,
+        arguments: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ):
         self.choices = tuple(choices)
         names = [choice.name for choice in self.choices]
@@ -122,7 +125,7 @@ class SearchSpace:
         self._open: dict[str | None, list[int]] = {None: [i for i, size in enumerate(self.sizes) if size > 1]}
         for i in self._open[None]:
             self._open.setdefault(self.choices[i].kind, []).append(i)
-        self._allowed, self._canonical, self._paths = allowed, canonical, paths
+        self._allowed, self._canonical, self._paths, self._arguments = allowed, canonical, paths, arguments
         self._costs: dict[tuple[int, ...], Cost] = {}
         self._known_paths: dict[tuple[int, ...], set[tuple[str, ...]]] = {}
 
@@ -262,6 +265,12 @@ class SearchSpace:
         if self.network is None:
             raise UsageError("this space has no networks: give it network=...")
         return self.network(self.decode(code))
+
+    def arguments(self, code: Sequence[int]) -> dict[str, Any]:
+        """The arguments of the network of a code, as plain values. Raises UsageError where the space does not say them."""
+        if self._arguments is None:
+            raise UsageError("this space does not say what its networks are built from: give it arguments=...")
+        return self._arguments(self.decode(code))
 
     def cost(self, code: Sequence[int]) -> Cost:
         """Parameters and multiply-adds of a code's network; counted once, without computing anything."""

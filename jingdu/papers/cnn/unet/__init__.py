@@ -117,18 +117,19 @@ recipes = {
             Stage(
                 system="unet.Segmentation",
                 networks={"network": "unet_cells"},
-                data="unet.cells",
+                data="unet.cells(size=64, cells=8)",
                 preprocess=GREY,
                 batch_size=5,
-                steps=400,
+                steps=250,
                 lr=0.05,
                 schedule="onecycle",
                 weight_decay=1e-4,
             ),
         ),
-        minutes=2,
-        expect={"iou": (0.80, 1.0), "merged": (0.0, 0.5)},
-        about="a narrow U-Net with padding and batch norms on thirty drawn images of touching cells, 96x96 pixels",
+        minutes=1,
+        # Three seeds gave 0.79, 0.80 and 0.68, and 0.16, 0.20 and 0.29 (claims/cnn/unet.py).
+        expect={"iou": (0.65, 1.0), "merged": (0.0, 0.35)},
+        about="a narrow U-Net with padding and batch norms on thirty drawn images of touching cells, 64x64 pixels",
     ),
     "paper": Recipe(
         stages=(

@@ -76,8 +76,8 @@ recipes = {
                 clip=1.0,
             ),
         ),
-        minutes=1.5,
-        expect={"error": (0.2, 0.8)},
+        minutes=2.0,
+        expect={"error": (0.6, 0.8)},
         about="a small GPT reads the standard library, then learns from 200 functions which of 8 packages one is from",
     ),
     "paper": Recipe(
