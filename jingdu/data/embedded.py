@@ -73,7 +73,7 @@ def digits(
     bunch = load_digits()
     labels = bunch.target.astype(np.int64)
     rows = _stratified(labels, split)
-    if count is not None and (not isinstance(count, int) or not 1 <= count <= 1347):
+    if count is not None and not 1 <= count <= 1347:
         raise UsageError(f"digits(count={count!r}): there are 1,347 training digits")
     rows = rows[:count] if split == "train" else rows
     images = torch.from_numpy(bunch.images[rows].astype(np.float32) / 16)[:, None]
