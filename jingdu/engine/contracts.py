@@ -182,7 +182,9 @@ class Stage:
     """Adam's and AdamW's averages are divided by what they lack in the first steps; BERT's released optimiser does not."""
     weight_decay: float = 0.0
     decay: Literal["all", "matrices", "dense"] = "matrices"
-    """Which parameters decay: all, only those with two axes or more (no biases, no norms), or of these no depthwise kernels."""
+    """Which parameters decay: all, only those with two axes or more (no biases, no norms), or of these no depthwise kernels.
+
+    Of matrices those are left out that their module calls `undecayed`."""
     schedule: str = "constant"
     """constant, step, multistep, cosine, onecycle, linear, inverse_sqrt, exponential, with their arguments."""
     per_objective: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
