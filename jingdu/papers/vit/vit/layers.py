@@ -77,10 +77,11 @@ class SelfAttention(nn.Module):
 
     def split(self, x: Float[Tensor, "batch tokens width"]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each [batch, heads, tokens, width / heads]."""
-        bias = self.qkv.bias
-        if self.query_bias is not None and self.value_bias is not None:
+        if self.query_bias is None or self.value_bias is None:
+            qkv = self.qkv(x)
+        else:
             bias = torch.cat((self.query_bias, torch.zeros_like(self.query_bias), self.value_bias))
-        qkv = F.linear(x, self.qkv.weight, bias)
+            qkv = F.linear(x, self.qkv.weight, bias)
         q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
         return q, k, v
 
