@@ -172,15 +172,6 @@ def rates(system: nn.Module) -> dict[str, float]:
     }
 
 
-def spared(system: nn.Module) -> set[str]:
-    """Names of parameters that do not decay whatever their axes, as a module's `no_decay` says: ("table",)."""
-    return {
-        f"{place}{'.' if place else ''}{name}"
-        for place, module in system.named_modules()
-        for name in getattr(module, "no_decay", ())
-    }
-
-
 def make_optimizer(stage: Stage, system: nn.Module, objective: Objective) -> torch.optim.Optimizer:
     """The optimiser of one objective, over the parameters whose names start as it says."""
     named = [(name, p) for name, p in system.named_parameters() if name.startswith(objective.parameters)]
@@ -188,21 +179,17 @@ def make_optimizer(stage: Stage, system: nn.Module, objective: Objective) -> tor
     if not named:
         raise UsageError(f"objective {objective.name!r} has no parameters that start with {objective.parameters}")
 
-    kept = spared(system)
-
-    def decays(name: str, p: torch.Tensor) -> bool:
+    def decays(p: torch.Tensor) -> bool:
         depthwise = p.ndim == 4 and p.shape[1] == 1
-        spares = p.ndim < 2 or name in kept or (stage.decay == "dense" and depthwise)
-        return stage.decay == "all" or not spares
+        return stage.decay == "all" or (p.ndim >= 2 and not (stage.decay == "dense" and depthwise))
 
     multiples = rates(system)
     groups: list[dict[str, Any]] = []
     for rate in sorted({multiples.get(name, 1.0) for name, _ in named}, reverse=True):
-        alike = [(name, p) for name, p in named if multiples.get(name, 1.0) == rate]
+        alike = [p for name, p in named if multiples.get(name, 1.0) == rate]
         more = {"lr": stage.lr * rate, "rate": rate} if rate != 1.0 else {}
-        for wanted, decay in ((True, stage.weight_decay), (False, 0.0)):
-            params = [p for name, p in alike if decays(name, p) is wanted]
-            groups.append({"params": params, "weight_decay": decay, **more})
+        groups.append({"params": [p for p in alike if decays(p)], "weight_decay": stage.weight_decay, **more})
+        groups.append({"params": [p for p in alike if not decays(p)], "weight_decay": 0.0, **more})
     groups = [group for group in groups if group["params"]]
     if stage.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=stage.lr, momentum=stage.momentum, nesterov=stage.nesterov)

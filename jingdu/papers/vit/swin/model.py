@@ -154,7 +154,7 @@ class Swin(nn.Module):
         self.head = nn.Linear(self.channels[-1], num_classes) if num_classes else nn.Identity()
         self.initialise()
 
-    no_decay = ("positions",)
+    undecayed = ("positions",)
 
     def initialise(self) -> None:
         """As the authors' code: linear weights and positions N(0, 0.02), cut off at two; zero biases."""

@@ -210,7 +210,7 @@ class WindowAttention(nn.Module):
         dropout: of the attention weights.
     """
 
-    no_decay = ("table",)
+    undecayed = ("table",)
 
     def __init__(
         self, width: int, heads: int, window: Size, *, shift: Shift | str = "none", biases: bool = True,
