@@ -18,12 +18,14 @@ from jingdu.papers.cnn.alexnet import classify
 from jingdu.prediction import Prediction
 
 from .augment import OPERATIONS, colour_jitter, rand_augment, random_erasing
+from .distil import Distillation, hard_distillation, soft_distillation
 from .mixing import MixedClassification, cutmix, mixed_targets, mixup, soft_cross_entropy
-from .model import DeiT
+from .model import DeiT, token_similarity
 
 __all__ = [
-    "OPERATIONS", "VARIANTS", "DeiT", "MixedClassification", "build", "colour_jitter", "cutmix", "example",
-    "mixed_targets", "mixup", "predict", "rand_augment", "random_erasing", "soft_cross_entropy",
+    "OPERATIONS", "VARIANTS", "DeiT", "Distillation", "MixedClassification", "build", "colour_jitter", "cutmix", "example",
+    "hard_distillation", "mixed_targets", "mixup", "predict", "rand_augment", "random_erasing", "soft_cross_entropy",
+    "soft_distillation", "token_similarity",
 ]  # fmt: skip
 
 TINY = {"width": 192, "heads": 3}
