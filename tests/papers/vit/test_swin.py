@@ -20,12 +20,13 @@ from jingdu.papers.vit.swin import (
     WindowAttention,
     attention_cost,
     layout,
+    matching,
     partition,
     relative_index,
     resize_bias,
     reverse,
 )
-from jingdu.papers.vit.swin.matching import matching
+from jingdu.papers.vit.swin.windows import KEPT
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -191,7 +192,7 @@ def test_absolute_positions_are_for_one_size() -> None:
 
 def test_what_an_evaluation_keeps_serves_training() -> None:
     """The layouts of windows are kept; under inference_mode they would be tensors that no gradient may pass."""
-    layout.cache_clear(), relative_index.cache_clear()
+    KEPT.clear()
     model = Swin(**SIZES)
     x = torch.randn(2, 3, 44, 60)
     with torch.inference_mode():
