@@ -154,6 +154,10 @@ def test_transformers_folder(options: dict[str, Any], tmp_path: Path) -> None:
     x = images(2, 3, 68, 68)
     with torch.inference_mode():
         print(f"difference {assert_close(ours(x), reference(x).logits):.1e}")
+    jingdu.export(ours, "transformers", tmp_path / "back")
+    again = transformers.SwinForImageClassification.from_pretrained(tmp_path / "back").eval()
+    with torch.inference_mode():
+        assert_close(again(x).logits, reference(x).logits)
     reference.swin.save_pretrained(tmp_path / "bare")
     encoder = jingdu.create("swin", weights=tmp_path / "bare")
     with torch.inference_mode():

@@ -111,7 +111,7 @@ def draw_displacement(figure: Any, outcome: Outcome) -> None:
     middle.set_title("learning")
     draw_dots(right, outcome, LABELS, "error", scale=100)
     right.set_ylabel("test error (%)")
-    right.set_ylim(0, None)
+    right.set_ylim(0, 62)
     figure.suptitle("Do the two discs at the border of two windows match?")
 
 
@@ -252,4 +252,4 @@ def draw_time(figure: Any, outcome: Outcome) -> None:
         axes.set_xlabel("pixels")
         axes.set_title(title)
         axes.legend(loc="upper left")
-    figure.suptitle("Twice the side is four times the work in windows, and up to sixteen times over all patches")
+    figure.suptitle("Attention in windows costs in proportion to the pixels")

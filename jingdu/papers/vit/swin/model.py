@@ -137,7 +137,7 @@ class Swin(nn.Module):
             raise UsageError(f"images of {self.image_size[0]} x {self.image_size[1]} pixels have no patch of {patch}")
         self.positions = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1], width)) if positions else None
         self.dropout = nn.Dropout(dropout)
-        rates = torch.linspace(0, drop, sum(depths), device="cpu").tolist()
+        rates = [drop * (i / max(sum(depths) - 1, 1)) for i in range(sum(depths))]
         self.stages = nn.ModuleList()
         grid = self.grid
         for number, (depth, count) in enumerate(zip(depths, heads, strict=True)):
