@@ -8,7 +8,6 @@ from random import Random
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -48,7 +47,7 @@ def words_beside(model: BEiT | Codebook, run: Path | None = None) -> Codebook | 
     return None
 
 
-def _page(rows: Sequence[Sequence[Float[Tensor, "channels height width"]]], out: Path, gap: int = 4) -> None:
+def _page(rows: Sequence[Sequence[Tensor]], out: Path, gap: int = 4) -> None:
     """A row an image, its pictures side by side on white, each as large as the first; small ones are enlarged."""
     side = max(192 // rows[0][0].shape[-1], 1) * rows[0][0].shape[-1]
     lines = []
