@@ -50,9 +50,7 @@ def read(config: Config) -> Sizes:
     if architecture == "ViTMAEModel":
         return Sizes(f"mae_encoder_{what}{'14' if what == 'huge' else ''}", {**overrides, "num_classes": 0})
     if architecture != "ViTMAEForPreTraining":
-        raise Refused(
-            f"config.json is of a {printable(architecture)}: known are ViTMAEForPreTraining and ViTMAEModel"
-        )
+        raise Refused(f"config.json is of a {printable(architecture)}: known are ViTMAEForPreTraining and ViTMAEModel")
     names = {"decoder_hidden_size": 512, "decoder_num_hidden_layers": 8, "decoder_num_attention_heads": 16}
     decoder = tuple(config.get(name, value) for name, value in names.items())
     inner = config.get("decoder_intermediate_size", 2048)

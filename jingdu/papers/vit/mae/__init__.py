@@ -96,7 +96,9 @@ def example(variant: str, batch: int) -> Tensor | tuple[Tensor, Tensor]:
     return (images, torch.rand((batch, (size // patch) ** 2), generator=generator)) if make is MAE else images
 
 
-PIXELS = Preprocess(size=224, resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bicubic")
+PIXELS = Preprocess(
+    size=224, resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bicubic"
+)
 """The released code's preprocessing."""
 SCENES = Preprocess(size=32, resize=32, mean=(0.4,) * 3, std=(0.2,) * 3)
 CROPS = "googlenet.scale_and_aspect(area=(0.2, 1))"

@@ -83,5 +83,6 @@ def pixel_loss(
     mask: Float[Tensor, "batch patches"],
 ) -> Float[Tensor, ""]:
     """The mean squared error of a patch's numbers, and its mean over the hidden patches alone."""
-    error = (predicted.float() - target.float()).square().mean(2)
+    wide = torch.promote_types(predicted.dtype, torch.float32)
+    error = (predicted.to(wide) - target.to(wide)).square().mean(2)
     return (error * mask).sum() / mask.sum()

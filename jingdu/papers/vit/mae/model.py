@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from jingdu.errors import UsageError
 from jingdu.nn import each
-from jingdu.papers.vit.vit import PatchEmbed, ViT, ViTBlock, resize_positions
+from jingdu.papers.vit.vit import ViT, ViTBlock, resize_positions
 
 from .masking import patchify, pixel_loss, pixel_target, random_masking, visible
 from .positions import sincos_positions
@@ -125,7 +125,8 @@ class MAE(nn.Module):
         each(self, nn.Linear, lambda layer: nn.init.xavier_uniform_(layer.weight))
         each(self, nn.Linear, lambda layer: layer.bias is None or nn.init.zeros_(layer.bias))
         # A convolution that is a linear map of whole patches starts as one.
-        each(self, PatchEmbed, lambda embed: nn.init.xavier_uniform_(embed.projection.weight.view(self.encoder.width, -1)))
+        projection = self.encoder.patches.projection.weight
+        nn.init.xavier_uniform_(projection.view(len(projection), -1))
         nn.init.normal_(self.encoder.class_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
         self.encoder.positions.copy_(sincos_positions(self.encoder.width, self.encoder.grid))

@@ -23,7 +23,9 @@ class PreTraining(System):
     def __init__(self, network: MAE):
         super().__init__()
         if not isinstance(network, MAE):
-            raise UsageError(f"pre-training needs an autoencoder (mae_pretrain_base), and this is a {type(network).__name__}")
+            raise UsageError(
+                f"pre-training needs an autoencoder (mae_pretrain_base), and this is a {type(network).__name__}"
+            )
         self.network = network
         self.sums = [0.0, 0.0]
 

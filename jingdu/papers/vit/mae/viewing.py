@@ -106,9 +106,7 @@ def _prepared(model: ViT, preprocess: Preprocess | None) -> Preprocess:
     return Preprocess(size, resize, found.mean, found.std, found.interpolation, 1 if channels == 1 else 3)
 
 
-def reconstruct(
-    model: MAE, inputs: Sequence[str], masked: float | None, seed: int, out: Path
-) -> Iterator[Prediction]:
+def reconstruct(model: MAE, inputs: Sequence[str], masked: float | None, seed: int, out: Path) -> Iterator[Prediction]:
     """One picture of all image files, a row each; and how much of each was hidden and how well it was rebuilt.
 
     Raises UsageError for no inputs or a share that cannot be hidden, BadInput for a file that is no image.
