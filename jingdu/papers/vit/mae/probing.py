@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from jingdu.errors import UsageError
-from jingdu.papers.vit.beit.finetuning import FineTuning
+from jingdu.papers.vit.beit import FineTuning
 from jingdu.papers.vit.vit import ViT
 
 __all__ = ["PartialFineTuning", "freeze_lower", "linear_probe"]
