@@ -10,8 +10,8 @@ from torch import Tensor, nn
 import jingdu
 from jingdu import canon
 from jingdu.engine.loop import load_system
-from jingdu.engine.systems import Classification
 from jingdu.errors import UsageError
+from jingdu.papers.vit.deit import MixedClassification
 
 __all__ = ["FineTuning", "layer_depths", "layer_rates", "take_trained", "trained_network"]
 
@@ -97,14 +97,16 @@ def trained_network(start: str, previous: Mapping[str, Any], paper: str) -> nn.M
     return jingdu.create(paper, weights=start)
 
 
-class FineTuning(Classification):
+class FineTuning(MixedClassification):
     """A pre-trained network learns to name classes, each layer at a rate of its own.
 
     Args:
         network: with a head for the task.
         start: what to begin from: the name of an earlier stage, the folder of a run, or weights; None: from nothing.
         layer_decay: of the rate from each layer to that below it; 1 for none.
-        label_smoothing: of the labels.
+        mixup: see `MixedClassification`; images are not mixed by default.
+        cutmix: the same.
+        label_smoothing: share of a label that is spread over all classes.
         fresh: parts of the network that are not taken from `start`.
         frozen: train the fresh parts alone.
         paper: whose weights `start` are; by default of the network's paper.
@@ -112,11 +114,11 @@ class FineTuning(Classification):
     """
 
     def __init__(
-        self, network: nn.Module, start: str | None = None, layer_decay: float | int = 1.0,
-        label_smoothing: float | int = 0.0, fresh: Sequence[str] = FRESH, frozen: bool = False,
-        paper: str | None = None, previous: Mapping[str, Any] | None = None,
+        self, network: nn.Module, start: str | None = None, layer_decay: float | int = 1.0, mixup: float | int = 0.0,
+        cutmix: float | int = 0.0, label_smoothing: float | int = 0.0, fresh: Sequence[str] = FRESH,
+        frozen: bool = False, paper: str | None = None, previous: Mapping[str, Any] | None = None,
     ):  # fmt: skip
-        super().__init__(network, label_smoothing)
+        super().__init__(network, mixup, cutmix, label_smoothing=label_smoothing)
         if not 0 < layer_decay <= 1:
             raise UsageError(f"layer-decay is {layer_decay}: it must be above 0 and at most 1")
         if start is not None:
@@ -128,6 +130,5 @@ class FineTuning(Classification):
         self.rates = {}
         """Multiples of the stage's rate, which the engine reads."""
         if layer_decay != 1:
-            self.rates = {
-                f"network.{name}": rate for name, rate in layer_rates(layer_depths(network), layer_decay).items()
-            }
+            rates = layer_rates(layer_depths(network), layer_decay)
+            self.rates = {f"network.{name}": rate for name, rate in rates.items()}

@@ -23,7 +23,9 @@ def trained_tokenizer(start: str, previous: Mapping[str, Any]) -> nn.Module:
     if start in previous:
         return previous[start].tokenizer
     if not (Path(start) / "recipe.json").exists():
-        raise UsageError(f"no earlier stage {start!r} with a tokenizer, and no run folder: there are {sorted(previous)}")
+        raise UsageError(
+            f"no earlier stage {start!r} with a tokenizer, and no run folder: there are {sorted(previous)}"
+        )
     return load_system(Path(start)).tokenizer
 
 

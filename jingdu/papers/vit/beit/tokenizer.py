@@ -98,7 +98,9 @@ class Clustering:
 
     def __init__(self, tokenizer: Codebook, passes: int = 6, sample: int = 8192):
         if passes < 2 or sample < tokenizer.words:
-            raise UsageError(f"passes is {passes}, sample {sample}: at least 2, and {tokenizer.words} for as many words")
+            raise UsageError(
+                f"passes is {passes}, sample {sample}: at least 2, and {tokenizer.words} for as many words"
+            )
         self.tokenizer, self.passes, self.sample = tokenizer, passes, sample
         self.first: list[Tensor] = []
         self._forget()

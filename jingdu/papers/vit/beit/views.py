@@ -17,7 +17,8 @@ from jingdu.data.draws import Draws
 from jingdu.data.images import to_tensor
 from jingdu.data.preprocess import Preprocess
 from jingdu.errors import UsageError
-from jingdu.papers.cnn.googlenet import photometric, scale_and_aspect
+from jingdu.papers.cnn.googlenet import scale_and_aspect
+from jingdu.papers.vit.deit import colour_jitter
 
 from .masking import Masking, hide
 
@@ -91,8 +92,8 @@ class Views:
         if self.mirror:
             image, view = flip(image, draws.take(everything)), flip(view, draws)
         if self.jitter:
-            image = photometric(image, draws.take(everything), float(self.jitter))
-            view = photometric(view, draws, float(self.jitter))
+            image = colour_jitter(image, draws.take(everything), *(self.jitter,) * 3)
+            view = colour_jitter(view, draws, *(self.jitter,) * 3)
         seeds = draws.integers(1 << 53).view(-1).tolist()
         masks = [hide(self.grid, Random(seed), self.hidden, self.masking) for seed in seeds]
         batch = {"image": image, "view": map_pixels(view), "mask": torch.stack(masks)}

@@ -55,8 +55,8 @@ class SelfAttention(nn.Module):
         heads: of the attention.
         biases: see `Biases`.
         dropout: of the attention weights.
-        bias: called without arguments, gives what is added to the scaled products, [heads, tokens, tokens] or None:
-            the relative positions of later papers.
+        bias: called without arguments, gives what is added to the scaled products, [1, heads, tokens, tokens] or None:
+            the relative positions of later papers. A bias that all blocks share is given to `forward`.
     """
 
     def __init__(
@@ -77,18 +77,21 @@ class SelfAttention(nn.Module):
 
     def split(self, x: Float[Tensor, "batch tokens width"]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each [batch, heads, tokens, width / heads]."""
-        bias = self.qkv.bias
-        if self.query_bias is not None and self.value_bias is not None:
+        if self.query_bias is None or self.value_bias is None:
+            qkv = self.qkv(x)
+        else:
             bias = torch.cat((self.query_bias, torch.zeros_like(self.query_bias), self.value_bias))
-        qkv = F.linear(x, self.qkv.weight, bias)
+            qkv = F.linear(x, self.qkv.weight, bias)
         q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
         return q, k, v
 
     def forward(
-        self, x: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch 1 1 tokens"] | None = None
-    ) -> Float[Tensor, "batch tokens width"]:
+        self, x: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch 1 1 tokens"] | None = None,
+        bias: Float[Tensor, "1 heads tokens tokens"] | None = None,
+    ) -> Float[Tensor, "batch tokens width"]:  # fmt: skip
         q, k, v = self.split(x)
-        bias = None if self.bias is None else self.bias()
+        if bias is None and self.bias is not None:
+            bias = self.bias()
         y = attention(q, k, v, mask=mask, bias=bias, dropout=self.dropout if self.training else 0.0)
         return self.project(rearrange(y, "b h n d -> b n (h d)"))
 
@@ -110,7 +113,7 @@ class MLP(nn.Module):
         self.expand, self.contract = nn.Linear(width, inner), nn.Linear(inner, width)
         self.activation, self.dropout = GELU[activation], nn.Dropout(dropout)
 
-    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+    def forward(self, x: Float[Tensor, "batch *tokens width"]) -> Float[Tensor, "batch *tokens width"]:
         return self.dropout(self.contract(self.dropout(self.activation(self.expand(x)))))
 
 
@@ -130,6 +133,7 @@ class ViTBlock(nn.Module):
         bias: see `SelfAttention`.
         scale: where layer scale starts (CaiT; BEiT's gamma); None has none.
         drop: probability that an image skips a branch in training (stochastic depth).
+        attention: a module in place of `SelfAttention`, which then has `heads`, `biases` and `bias` of its own.
     """
 
     def __init__(
@@ -137,11 +141,14 @@ class ViTBlock(nn.Module):
         attention_dropout: float | int = 0.0, activation: str = "gelu", eps: float = 1e-6,
         norm: Callable[[int], nn.Module] | None = None, biases: Biases | str = "full",
         bias: Callable[[], Tensor | None] | None = None, scale: float | None = None, drop: float | int = 0.0,
+        attention: nn.Module | None = None,
     ):  # fmt: skip
         super().__init__()
         make = norm or (lambda width: nn.LayerNorm(width, eps))
         self.norm1 = make(width)
-        self.attention = SelfAttention(width, heads, biases=biases, dropout=attention_dropout, bias=bias)
+        if attention is None:
+            attention = SelfAttention(width, heads, biases=biases, dropout=attention_dropout, bias=bias)
+        self.attention = attention
         self.norm2 = make(width)
         self.mlp = MLP(width, int(ratio * width), activation, dropout)
         self.dropout, self.drop = nn.Dropout(dropout), drop
@@ -153,9 +160,11 @@ class ViTBlock(nn.Module):
         return drop_path(y if scale is None else y * scale, self.drop if self.training else 0.0)
 
     def forward(
-        self, x: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch 1 1 tokens"] | None = None
-    ) -> Float[Tensor, "batch tokens width"]:
-        x = x + self._branch(self.dropout(self.attention(self.norm1(x), mask)), self.scale1)
+        self, x: Float[Tensor, "batch *tokens width"], mask: Bool[Tensor, "batch 1 1 tokens"] | None = None,
+        bias: Float[Tensor, "1 heads tokens tokens"] | None = None,
+    ) -> Float[Tensor, "batch *tokens width"]:  # fmt: skip
+        given = {name: value for name, value in (("mask", mask), ("bias", bias)) if value is not None}
+        x = x + self._branch(self.dropout(self.attention(self.norm1(x), **given)), self.scale1)
         return x + self._branch(self.mlp(self.norm2(x)), self.scale2)
 
 
