@@ -12,7 +12,7 @@ from jingdu.errors import UsageError
 from jingdu.nn import each
 from jingdu.papers.vit.vit import ViT, ViTBlock, resize_positions
 
-from .masking import patchify, pixel_loss, pixel_target, random_masking, visible
+from .masking import Masking, patchify, pixel_loss, pixel_target, random_masking, visible
 from .positions import sincos_positions
 
 __all__ = ["MAE", "Decoder", "Rebuilt", "fine_tuned"]
@@ -131,6 +131,28 @@ class MAE(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
         self.encoder.positions.copy_(sincos_positions(self.encoder.width, self.encoder.grid))
 
+    def encode(
+        self,
+        images: Float[Tensor, "batch channels height width"],
+        noise: Float[Tensor, "batch patches"] | None = None,
+        masked: float | int | None = None,
+    ) -> tuple[Float[Tensor, "batch seen token_width"], Masking]:
+        """The encoder's normalised tokens, the class token first, and which patches it saw; arguments as `forward` has them."""
+        encoder = self.encoder
+        tokens = encoder.embed(images)
+        if noise is None:
+            noise = torch.rand(len(tokens), tokens.shape[1] - 1, device=tokens.device)
+        found = random_masking(noise, self.masked if masked is None else masked)
+        first, patches = tokens[:, :1], tokens[:, 1:]
+        if self.mask_tokens == "decoder":
+            seen = patches.gather(1, found.keep[..., None].expand(-1, -1, patches.shape[2]))
+        else:
+            seen = torch.where(found.mask[..., None].bool(), self.mask_token + encoder.positions[:, 1:], patches)
+        x = torch.cat((first, seen), 1)
+        for block in encoder.blocks:
+            x = block(x)
+        return encoder.norm(x), found
+
     def forward(
         self,
         images: Float[Tensor, "batch channels height width"],
@@ -146,23 +168,10 @@ class MAE(nn.Module):
 
         Raises UsageError for images of another size, and for what is no batch of pictures.
         """
-        encoder = self.encoder
-        tokens = encoder.embed(images)
-        if noise is None:
-            noise = torch.rand(len(tokens), tokens.shape[1] - 1, device=tokens.device)
-        found = random_masking(noise, self.masked if masked is None else masked)
-        first, patches = tokens[:, :1], tokens[:, 1:]
+        tokens, found = self.encode(images, noise, masked)
         if self.mask_tokens == "decoder":
-            seen = patches.gather(1, found.keep[..., None].expand(-1, -1, patches.shape[2]))
-        else:
-            seen = torch.where(found.mask[..., None].bool(), self.mask_token + encoder.positions[:, 1:], patches)
-        x = torch.cat((first, seen), 1)
-        for block in encoder.blocks:
-            x = block(x)
-        x = encoder.norm(x)
-        if self.mask_tokens == "decoder":
-            return Rebuilt(self.decoder(x, found.restore, self.mask_token), found.mask)
-        return Rebuilt(self.decoder(x), found.mask)
+            return Rebuilt(self.decoder(tokens, found.restore, self.mask_token), found.mask)
+        return Rebuilt(self.decoder(tokens), found.mask)
 
     def loss(self, images: Float[Tensor, "batch channels height width"], rebuilt: Rebuilt) -> Float[Tensor, ""]:
         """The error of the predictions of `images` on the hidden patches."""

@@ -1,15 +1,21 @@
 """What a frozen encoder knows: linear probes (Appendix A.1) and the fine-tuning of its last blocks (Section 4.3)."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from torch import nn
 
+from jingdu.data.base import Batch, Data
+from jingdu.data.draws import Draws, permutation
+from jingdu.data.preprocess import Preprocess
+from jingdu.engine.contracts import Stage
+from jingdu.engine.training import open_source
 from jingdu.errors import UsageError
-from jingdu.papers.vit.beit import FineTuning
+from jingdu.papers.vit.beit.finetuning import FineTuning
 from jingdu.papers.vit.vit import ViT
 
-__all__ = ["PartialFineTuning", "freeze_lower", "linear_probe"]
+__all__ = ["FewLabels", "PartialFineTuning", "few_labels", "freeze_lower", "linear_probe"]
 
 
 def linear_probe(num_classes: int = 1000, **arguments: Any) -> ViT:
@@ -66,3 +72,40 @@ class PartialFineTuning(FineTuning):
     ):  # fmt: skip
         super().__init__(network, start, previous=previous, **options)
         freeze_lower(network, blocks)
+
+
+class FewLabels:
+    """Some samples of other data."""
+
+    def __init__(self, source: Data, rows: np.ndarray):
+        self.source, self.rows, self.classes = source, rows, source.classes
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: np.ndarray, draws: Draws) -> Batch:
+        return self.source.batch(self.rows[indices], draws)
+
+
+def few_labels(
+    split: Literal["train", "test"], of: str, count: int, fold: int = 0, size: int | None = None,
+    channels: Literal[1, 3] = 3,
+) -> FewLabels:  # fmt: skip
+    """Training data of which few are labelled: `count` samples of the data `of`, and all of its test split.
+
+    Args:
+        split: train or test.
+        of: the data: "digits", a folder of images.
+        count: samples to learn from.
+        fold: which ones.
+        size: side of the images in pixels, as the stage's `preprocess` has it; None as they are.
+        channels: 3, or 1 for grey, likewise.
+
+    Raises UsageError where there are not so many.
+    """
+    source = open_source(of, split, Stage(preprocess=Preprocess(size=size, channels=channels)))
+    if split == "test":
+        return FewLabels(source, np.arange(len(source)))
+    if not 1 <= count <= len(source):
+        raise UsageError(f"few_labels: {count} samples of {of}, which has {len(source)}")
+    return FewLabels(source, np.sort(permutation(fold, 0, len(source))[:count]))

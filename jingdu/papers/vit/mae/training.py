@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from jingdu.engine.contracts import Batch, System
 from jingdu.errors import UsageError
@@ -20,13 +20,13 @@ class PreTraining(System):
     Raises UsageError for a network that is no autoencoder.
     """
 
-    def __init__(self, network: MAE):
+    def __init__(self, network: nn.Module):
         super().__init__()
         if not isinstance(network, MAE):
             raise UsageError(
                 f"pre-training needs an autoencoder (mae_pretrain_base), and this is a {type(network).__name__}"
             )
-        self.network = network
+        self.network: MAE = network
         self.sums = [0.0, 0.0]
 
     def _loss(self, batch: Batch) -> Tensor:
@@ -37,7 +37,7 @@ class PreTraining(System):
 
     def update(self, batch: Batch) -> None:
         count = len(batch["image"])
-        self.sums = [self.sums[0] + count * float(self._loss(batch)), self.sums[1] + count]
+        self.sums = [self.sums[0] + count * float(self._loss(batch).detach()), self.sums[1] + count]
 
     def compute(self) -> dict[str, float]:
         (total, count), self.sums = self.sums, [0.0, 0.0]
