@@ -33,7 +33,7 @@ def _pretraining_step(network: nn.Module, loss: Callable[[], Tensor]) -> Callabl
     return once
 
 
-def pretraining(rounds: int = 6, batch: int = 2) -> dict[str, Any]:
+def pretraining(rounds: int = 7, batch: int = 1) -> dict[str, Any]:
     """The same weights, pictures and hidden patches in eager float32; losses are compared first."""
     transformers = import_library("transformers")
     reference = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**BASE))
@@ -52,7 +52,7 @@ def pretraining(rounds: int = 6, batch: int = 2) -> dict[str, Any]:
     with torch.inference_mode():
         gap = abs(float(our_loss() / their_loss()) - 1)
     assert gap < 1e-4, gap
-    work = f"{batch} images of 3x224x224, a training step of pre-training"
+    work = f"{batch} image of 3x224x224, a training step of pre-training"
     row = compare(
         _pretraining_step(ours, our_loss), _pretraining_step(reference, their_loss),
         f"mae_pretrain_base against transformers: {work}", rounds, 1, work,
@@ -69,14 +69,14 @@ def _fine_tuned() -> tuple[nn.Module, nn.Module]:
         return jingdu.create("mae_finetune_base", weights=Path(folder) / "model.safetensors"), reference
 
 
-def fine_tuned(train: bool, rounds: int = 8, batch: int = 2) -> dict[str, Any]:
+def fine_tuned(train: bool, rounds: int = 7, batch: int = 1) -> dict[str, Any]:
     """The same weights and pictures in eager float32."""
     ours, reference = _fine_tuned()
     inputs = (jingdu.paper("mae").load().example("mae_finetune_base", batch),)
     gap = difference(inference(ours, inputs)(), inference(reference, inputs)())
     assert gap < 1e-3, gap
     make, what = (training_step, "a training step") if train else (inference, "inference")
-    work = f"{batch} images of 3x224x224, {what}"
+    work = f"{batch} image of 3x224x224, {what}"
     row = compare(
         make(ours, inputs), make(reference, inputs), f"mae_finetune_base against timm: {work}", rounds, 1, work
     )
