@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import jingdu
 from jingdu.errors import Refused, UsageError
+from jingdu.weights.configs import sizes
 from tests.parity.references import assert_close, import_timm, import_transformers, randomise_
 
 SMALL = {
@@ -62,6 +63,25 @@ def test_transformers_predictions_and_loss(layout: str, options: dict[str, Any],
         print(f"difference {difference:.1e}, of the loss {assert_close(ours.loss(x, found), theirs.loss):.1e}")
         states = reference.vit(x, noise=order, output_hidden_states=True).hidden_states
         assert len(states) == len(ours.encoder.blocks) + 1
+
+
+@pytest.mark.parametrize("size, heads, layers, patch, count", [
+    ("base", 12, 12, 16, 111907840), ("large", 16, 24, 16, 329541888), ("huge", 16, 32, 14, 657074508),
+])  # fmt: skip
+def test_all_published_sizes(size: str, heads: int, layers: int, patch: int, count: int) -> None:
+    """By the values of the config.json of facebook/vit-mae-*: as many numbers as transformers' network, positions included."""
+    width = {"base": 768, "large": 1024, "huge": 1280}[size]
+    values = {
+        "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "patch_size": patch,
+        "intermediate_size": 4 * width, "norm_pix_loss": True, "architectures": ["ViTMAEForPreTraining"],
+    }  # fmt: skip
+    transformers = import_transformers()
+    config = transformers.ViTMAEConfig(**values)
+    found = sizes(config.to_dict(), "mae")
+    assert found.variant == f"mae_pretrain_{size}" and found.overrides["normalised"]
+    with torch.device("meta"):
+        ours, reference = jingdu.create(found.variant, **found.overrides), transformers.ViTMAEForPreTraining(config)
+    assert sum(p.numel() for p in reference.parameters()) == sum(p.numel() for p in ours.parameters()) == count
 
 
 def test_gradients_of_the_loss(tmp_path: Path) -> None:

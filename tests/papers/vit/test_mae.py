@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,12 +14,16 @@ from torch.utils._pytree import tree_leaves
 import jingdu
 import jingdu.papers.vit.mae
 from jingdu.cli import main
+from jingdu.data.draws import Draws
 from jingdu.engine.contracts import Objective, Stage
 from jingdu.engine.optimise import LARS, make_optimizer
 from jingdu.errors import UsageError
 from jingdu.papers.vit.mae import (
     MAE,
+    PartialFineTuning,
     PreTraining,
+    few_labels,
+    fine_tuned,
     freeze_lower,
     linear_probe,
     patchify,
@@ -30,7 +35,7 @@ from jingdu.papers.vit.mae import (
     view,
     visible,
 )
-from jingdu.papers.vit.vit import ViT
+from jingdu.papers.vit.vit import ViT, resize_positions
 
 SIZES = {"image_size": (24, 40), "patch": 8, "width": 12, "depth": 3, "heads": 3, "decoder": (8, 2, 2)}
 CLASSIFIER = {"image_size": 16, "patch": 8, "width": 12, "depth": 4, "heads": 3, "num_classes": 5}
@@ -161,6 +166,19 @@ def test_how_it_starts() -> None:
     fixed = [name for name, p in model.named_parameters() if not p.requires_grad]
     assert fixed == ["encoder.positions", "decoder.positions"]
     assert torch.equal(model.encoder.positions, sincos_positions(64, (4, 4)))
+    tuned = fine_tuned(**CLASSIFIER)
+    assert tuned.positions.requires_grad and 0 < tuned.head.weight.abs().max() <= 1e-4
+
+
+def test_weights_of_another_size_bring_their_positions(tmp_path: Path) -> None:
+    small = jingdu.create("mae_mini")
+    with torch.no_grad():
+        small.encoder.positions.normal_()
+    jingdu.export(small, "jingdu", tmp_path / "small.safetensors")
+    large = jingdu.create("mae_mini", weights=tmp_path / "small.safetensors", image_size=(24, 32))
+    assert torch.equal(large.encoder.positions, resize_positions(small.encoder.positions, (6, 8)))
+    assert torch.equal(large.decoder.positions, resize_positions(small.decoder.positions, (6, 8)))
+    assert large(torch.randn(1, 1, 24, 32)).patches.shape == (1, 48, 16)
 
 
 def test_every_parameter_learns_but_the_positions() -> None:
@@ -251,6 +269,28 @@ def test_the_last_blocks_are_trained(blocks: float, trained: set[str]) -> None:
         freeze_lower(network, 1.3)
     with pytest.raises(UsageError, match="of 4 blocks"):
         freeze_lower(network, 5)
+
+
+def test_partial_fine_tuning_is_beits_with_the_rest_frozen() -> None:
+    system = PartialFineTuning(ViT(**CLASSIFIER), blocks=1, layer_decay=0.5)
+    loss, _ = system({"image": torch.randn(3, 3, 16, 16), "label": torch.tensor([0, 4, 2])}, "loss")
+    loss.backward()
+    learning = {name for name, p in system.named_parameters() if p.grad is not None}
+    assert learning == {n for n, _ in system.named_parameters() if n.startswith(("network.blocks.3.", "network.norm.", "network.head."))}  # fmt: skip
+    assert system.rates["network.blocks.3.norm1.weight"] == 0.5
+
+
+def test_few_labels_are_some_of_the_data() -> None:
+    whole = few_labels("train", "digits", 1347, size=16, channels=1)
+    few, others = (few_labels("train", "digits", 40, fold=fold, size=16, channels=1) for fold in (0, 1))
+    assert len(few) == 40 and few.classes == whole.classes and set(few.rows) != set(others.rows)
+    rows = np.array([3, 17])
+    batch = few.batch(rows, Draws(0, 0, rows))
+    assert batch["image"].shape == (2, 1, 16, 16)
+    assert torch.equal(batch["label"], whole.batch(few.rows[rows], Draws(0, 0, rows))["label"])
+    assert len(few_labels("test", "digits", 40)) == 450
+    with pytest.raises(UsageError, match="which has 1347"):
+        few_labels("train", "digits", 1348)
 
 
 def test_lars_by_its_formula() -> None:
