@@ -169,11 +169,11 @@ class Stage:
     steps: int | None = None
     """Length in steps."""
 
-    optimizer: Literal["sgd", "adam", "adamw", "adadelta", "rmsprop"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw", "adadelta", "rmsprop", "lars"] = "sgd"
     lr: float = 0.1
     """The schedule's peak learning rate."""
     momentum: float = 0.9
-    """SGD's and RMSProp's momentum; Adadelta's rho."""
+    """SGD's, LARS' and RMSProp's momentum; Adadelta's rho."""
     nesterov: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's; the second is RMSProp's decay."""
