@@ -11,7 +11,6 @@ import importlib.util
 import math
 import sys
 import warnings
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from jingdu.canon import Paper, Resolved
 from jingdu.errors import Missing, UsageError, unknown
 from jingdu.names import Call
+from jingdu.weights.configs import family_of
 
 LIBRARIES = ("torchvision", "timm", "transformers")
 
@@ -120,118 +120,15 @@ def their_name(found: Resolved, against: str | None = None) -> str:
     )
 
 
-def _transformers_resnet(model: Any) -> tuple[str, dict[str, Any]]:
-    """ResNetConfig (transformers/models/resnet/configuration_resnet.py)."""
-    sizes = {"embedding_size": model.conv1.out_channels, "hidden_sizes": list(model.channels)}
-    stages = [getattr(model, name) for name in model.stages]
-    kind = "bottleneck" if stages[0][0].expansion == 4 else "basic"
-    more = {"depths": [len(stage) for stage in stages], "num_labels": model.fc.out_features}
-    more["num_channels"] = model.conv1.in_channels
-    if kind == "bottleneck" and len(stages) > 1:
-        more["downsample_in_bottleneck"] = stages[1][0].conv1.stride == (2, 2)
-    return "ResNetForImageClassification", {**sizes, "layer_type": kind, **more}
-
-
-def _transformers_decoder(model: Any) -> dict[str, Any]:
-    """What GPT2Config and OpenAIGPTConfig call the sizes of a GPT; dropout off, as in ours for inference."""
-    width = model.words.weight.shape[1]
-    sizes = {"n_embd": width, "n_layer": len(model.blocks), "n_head": model.heads, "n_positions": model.context}
-    return {**sizes, "vocab_size": model.vocabulary, "bos_token_id": None, "eos_token_id": None}
-
-
-def _transformers_bert(model: Any) -> tuple[str, dict[str, Any]]:
-    """BertConfig, and which of the classes has our network's head."""
-    from jingdu.weights.configs import BERT_HEADS
-
-    words, layer = model.embeddings.words.weight, model.layers[0]
-    values = {
-        "vocab_size": words.shape[0], "hidden_size": words.shape[1], "num_hidden_layers": len(model.layers),
-        "num_attention_heads": layer.attention.heads, "intermediate_size": layer.expand.out_features,
-        "hidden_dropout_prob": layer.dropout.p, "attention_probs_dropout_prob": layer.attention.dropout,
-        "max_position_embeddings": model.context, "type_vocab_size": model.embeddings.segments.num_embeddings,
-        "layer_norm_eps": layer.norm1.eps, "is_decoder": model.causal,
-    }  # fmt: skip
-    if model.head in ("class", "tags"):
-        values["num_labels"] = model.classifier.out_features
-    return next(name for name, head in BERT_HEADS.items() if head == model.head), values
-
-
-def _transformers_mobilenet(model: Any) -> tuple[str, dict[str, Any]]:
-    """MobileNetV1Config and MobileNetV2Config: the width multiplier of our variant, the rest from the network."""
-    version = 2 if hasattr(model.head, "conv") else 1
-    style = model.stem.style
-    values = {
-        "depth_multiplier": model.alpha, "num_labels": model.fc.out_features, "hidden_act": style.activation,
-        "num_channels": model.stem.conv.in_channels, "tf_padding": style.padding == "same", "layer_norm_eps": style.eps,
-        "classifier_dropout_prob": model.dropout.p,
-    }  # fmt: skip
-    if version == 2:
-        values["output_stride"] = model.output_stride or 32
-    elif model.output_stride is not None:
-        raise UsageError("transformers' MobileNetV1 has no output stride")
-    return f"MobileNetV{version}ForImageClassification", values
-
-
-def _transformers_efficientnet(model: Any) -> tuple[str, dict[str, Any]]:
-    """EfficientNetConfig: width and depth as they were given, the rest from the network."""
-    if model.stem.style.padding != "keras" or model.output_stride is not None:
-        raise UsageError("transformers' EfficientNet pads as keras does, and has no output stride")
-    return "EfficientNetForImageClassification", {
-        "width_coefficient": model.width, "depth_coefficient": model.depth, "num_labels": model.fc.out_features,
-        "num_channels": model.stem.conv.in_channels, "hidden_dim": model.head.conv.out_channels,
-        "depthwise_padding": list(model.square), "batch_norm_eps": model.stem.bn.eps,
-        "batch_norm_momentum": round(1 - model.stem.bn.momentum, 6), "dropout_rate": model.dropout.p,
-        "drop_connect_rate": model.drop_connect,
-    }  # fmt: skip
-
-
-def _transformers_regnet(model: Any) -> tuple[str, dict[str, Any]]:
-    """RegNetConfig, whose groups are of one width in all stages and whose bottlenecks are as wide as their ends."""
-    firsts = [stage[0] for stage in model.stages]
-    inner = [block.conv2.conv for block in firsts]
-    groups = [conv.in_channels // conv.groups for conv in inner]
-    if len(set(groups)) != 1 or [conv.in_channels for conv in inner] != model.channels:
-        raise UsageError("transformers' RegNet has one width of groups, and bottlenecks as wide as their ends")
-    return "RegNetForImageClassification", {
-        "hidden_sizes": list(model.channels), "depths": [len(stage) for stage in model.stages], "groups_width": groups[0],
-        "layer_type": "y" if hasattr(firsts[0].squeeze, "reduce") else "x", "num_labels": model.fc.out_features,
-        "num_channels": model.stem.conv.in_channels, "embedding_size": model.stem.conv.out_channels,
-    }  # fmt: skip
-
-
-def _transformers_vit(model: Any) -> tuple[str, dict[str, Any]]:
-    """ViTConfig: the sizes are the network's."""
-    block = model.blocks[0]
-    values = {
-        "hidden_size": model.width, "num_hidden_layers": len(model.blocks), "num_attention_heads": block.attention.heads,
-        "intermediate_size": block.mlp.expand.out_features, "image_size": model.image_size[0],
-        "patch_size": model.patches.patch, "layer_norm_eps": model.norm.eps,
-        "num_channels": model.patches.projection.in_channels, "num_labels": model.head.out_features,
-    }  # fmt: skip
-    return "ViTForImageClassification", values
-
-
-_TRANSFORMERS: Mapping[str, Callable[[Any], tuple[str, dict[str, Any]]]] = {
-    "bert": _transformers_bert,
-    "efficientnet": _transformers_efficientnet,
-    "gpt": lambda model: ("OpenAIGPTLMHeadModel", _transformers_decoder(model)),
-    "gpt2": lambda model: ("GPT2LMHeadModel", _transformers_decoder(model)),
-    "mobilenet": _transformers_mobilenet,
-    "regnet": _transformers_regnet,
-    "resnet": _transformers_resnet,
-    "vit": _transformers_vit,
-}
-"""Family -> from our network, the class of transformers and the values of its configuration."""
-
-
 def transformers_config(family: str, ours: Any) -> tuple[Any, Any]:
     """transformers' class for a network of ours, and its configuration.
 
     Raises UsageError where none is known for the family, Missing where transformers is not installed.
     """
-    if family not in _TRANSFORMERS:
+    files = family_of(family)
+    if not hasattr(files, "write"):
         raise UsageError(f"no transformers configuration is known for {family}: take torchvision or timm")
-    kind, values = _TRANSFORMERS[family](ours)
+    kind, values = files.write(ours)
     network = getattr(import_library("transformers"), kind)
     return network, network.config_class(**values)
 

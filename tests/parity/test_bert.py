@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import jingdu
-from jingdu.weights.configs import BERT_HEADS
+from jingdu.weights.configs.bert import HEADS
 from jingdu.weights.tables import tables
 from tests.parity.references import assert_close, import_transformers, randomise_
 
@@ -62,7 +62,7 @@ def compare(ours: nn.Module, theirs: nn.Module, x: Tensor, mask: Tensor | None, 
     return max(assert_close(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("kind", [name for name in BERT_HEADS if name != "BertLMHeadModel"])
+@pytest.mark.parametrize("kind", [name for name in HEADS if name != "BertLMHeadModel"])
 def test_every_class_with_masks_and_segments(kind: str, tmp_path: Path) -> None:
     labels = {"num_labels": 5} if kind in ("BertForSequenceClassification", "BertForTokenClassification") else {}
     theirs = reference(tmp_path, kind, **labels)

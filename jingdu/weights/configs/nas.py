@@ -1,0 +1,8 @@
+"""NASNet's and its kin's configuration files."""
+
+from jingdu.weights.configs.common import Timm
+
+TIMM = Timm(
+    {"num_classes": "num_classes", "in_chans": "in_channels", "drop_rate": "dropout"},
+    {"global_pool": "avg", "output_stride": 32, "pad_type": "same"},
+)
