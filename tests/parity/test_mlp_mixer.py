@@ -1,5 +1,6 @@
 """MLP-Mixer against timm with the same random weights, and the authors' files against both."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,21 @@ def test_gradients(tmp_path: Path) -> None:
         assert_close(ours.get_parameter(mine).grad, theirs[name].grad, 1e-9)
 
 
+def test_a_folder_of_timms(tmp_path: Path) -> None:
+    """With its config.json; images of twice the size are taken tile by tile."""
+    reference = timm_file(tmp_path / "model.safetensors", **SMALL, img_size=(32, 48))
+    sizes = {"embed_dim": 46, "num_blocks": 3, "img_size": [32, 48]}
+    config = {"architecture": "mixer_b16_224", "num_classes": 11, "global_pool": "avg", "model_args": sizes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ours = jingdu.create("mlp_mixer", weights=tmp_path)
+    large = jingdu.create("mlp_mixer", weights=tmp_path, image_size=(64, 96), tokens=4 * 23)
+    x = images(2, 3, 64, 96)
+    with torch.inference_mode():
+        parts = [reference(x[:, :, i : i + 32, j : j + 48]) for i in (0, 32) for j in (0, 48)]
+        assert_close(ours(x[:, :, :32, :48]), parts[0])
+        assert_close(large(x), torch.stack(parts).mean(0))
+
+
 def to_flax(reference: nn.Module) -> dict[str, np.ndarray]:
     """timm's tensors under the names of the authors' files (vit_jax/models_mixer.py, and its released .npz)."""
     state = {name: x.numpy() for name, x in reference.state_dict().items()}
@@ -98,9 +114,7 @@ def to_flax(reference: nn.Module) -> dict[str, np.ndarray]:
 def test_the_authors_files(tmp_path: Path) -> None:
     """With their tanh form of GELU, which timm's network is given here."""
     file = tmp_path / "Mixer-B_16.npz"
-    reference = timm_file(
-        tmp_path / "a.safetensors", **SMALL, img_size=48, act_layer=lambda: nn.GELU("tanh")
-    )
+    reference = timm_file(tmp_path / "a.safetensors", **SMALL, img_size=48, act_layer=lambda: nn.GELU("tanh"))
     np.savez(file, **to_flax(reference))
     ours = jingdu.create("mlp_mixer", weights=file)
     assert ours.image_size == (48, 48) and len(ours.blocks) == 3
