@@ -409,7 +409,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mlp_mixer_h14": {"width": 1280, "depth": 32, "patch": 14},
     # Ours, for digits of 8x8 pixels
     "mlp_mixer_mini": {
-        "width": 64, "depth": 4, "patch": 2, "image_size": 8, "in_channels": 1, "num_classes": 10, "channels": 128,
+        "width": 48, "depth": 3, "patch": 2, "image_size": 8, "in_channels": 1, "num_classes": 10,
     },
 }  # fmt: skip
 
@@ -482,7 +482,7 @@ recipes = {
         ),
         minutes=0.3,
         expect={"error": (0.0, 0.06)},
-        about="four blocks over sixteen patches of scikit-learn's digits",
+        about="three blocks over sixteen patches of scikit-learn's digits",
     ),
     "paper": Recipe(
         stages=(
