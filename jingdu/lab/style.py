@@ -1,7 +1,7 @@
 """One look for all pictures: quiet axes, colours that colour-blind readers tell apart, and labels where things are.
 
-A figure function is called inside this style with an empty figure; `draw_curves`, `draw_test` and `draw_image`
-draw what most need.
+A figure function is called inside this style with an empty figure; `draw_curves`, `draw_dots`, `draw_test` and
+`draw_image` draw what most need.
 """
 
 import io
@@ -169,6 +169,42 @@ def draw_curves(
         x, y = outcome.axes[names[0]]
         axes.set(xlabel=x, ylabel=y)
         axes.legend()
+
+
+def draw_dots(
+    axes: Any,
+    outcome: Outcome,
+    labels: Mapping[str, str],
+    measure: str,
+    scale: float | int = 1,
+    colours: Sequence[str] | Mapping[str, str] = PALETTE,
+    digits: int = 1,
+) -> None:
+    """One column for each subject: a dot a seed, a line for the mean and its value above.
+
+    Args:
+        axes: matplotlib Axes.
+        outcome: of a claim.
+        labels: the subjects from left to right, and what to call each.
+        measure: which of their values.
+        scale: multiplies the values (100 for per cent).
+        colours: of the subjects, in order or by name.
+        digits: of the means, behind the point.
+    """
+    for place, subject in enumerate(labels):
+        values = scale * np.asarray(outcome.values[subject][measure], dtype=np.float64)
+        colour = colours[subject] if isinstance(colours, Mapping) else colours[place % len(colours)]
+        axes.scatter(np.full(len(values), place), values, color=colour, s=30, alpha=0.6, linewidths=0, zorder=3)
+        axes.plot((place - 0.25, place + 0.25), (values.mean(),) * 2, color=colour, linewidth=2.6, zorder=4)
+        axes.annotate(
+            f"{values.mean():.{digits}f}", (place, values.max()), xytext=(0, 6), textcoords="offset points", ha="center",
+            color=colour, weight="bold",
+        )  # fmt: skip
+    axes.set_xticks(range(len(labels)), list(labels.values()))
+    axes.set_xlim(-0.6, len(labels) - 0.4)
+    axes.grid(axis="x", visible=False)
+    axes.margins(y=0.14)
+    axes.set_title(f"dots: {len(outcome.seeds)} seeds; lines: their means")
 
 
 def draw_test(axes: Any, outcome: Outcome, judgement: Judgement) -> None:

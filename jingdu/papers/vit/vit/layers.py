@@ -77,10 +77,11 @@ class SelfAttention(nn.Module):
 
     def split(self, x: Float[Tensor, "batch tokens width"]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each [batch, heads, tokens, width / heads]."""
-        bias = self.qkv.bias
-        if self.query_bias is not None and self.value_bias is not None:
+        if self.query_bias is None or self.value_bias is None:
+            qkv = self.qkv(x)
+        else:
             bias = torch.cat((self.query_bias, torch.zeros_like(self.query_bias), self.value_bias))
-        qkv = F.linear(x, self.qkv.weight, bias)
+            qkv = F.linear(x, self.qkv.weight, bias)
         q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
         return q, k, v
 
@@ -110,7 +111,7 @@ class MLP(nn.Module):
         self.expand, self.contract = nn.Linear(width, inner), nn.Linear(inner, width)
         self.activation, self.dropout = GELU[activation], nn.Dropout(dropout)
 
-    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+    def forward(self, x: Float[Tensor, "batch *tokens width"]) -> Float[Tensor, "batch *tokens width"]:
         return self.dropout(self.contract(self.dropout(self.activation(self.expand(x)))))
 
 
@@ -130,6 +131,7 @@ class ViTBlock(nn.Module):
         bias: see `SelfAttention`.
         scale: where layer scale starts (CaiT; BEiT's gamma); None has none.
         drop: probability that an image skips a branch in training (stochastic depth).
+        attention: a module in place of `SelfAttention`, which then has `heads`, `biases` and `bias` of its own.
     """
 
     def __init__(
@@ -137,11 +139,14 @@ class ViTBlock(nn.Module):
         attention_dropout: float | int = 0.0, activation: str = "gelu", eps: float = 1e-6,
         norm: Callable[[int], nn.Module] | None = None, biases: Biases | str = "full",
         bias: Callable[[], Tensor | None] | None = None, scale: float | None = None, drop: float | int = 0.0,
+        attention: nn.Module | None = None,
     ):  # fmt: skip
         super().__init__()
         make = norm or (lambda width: nn.LayerNorm(width, eps))
         self.norm1 = make(width)
-        self.attention = SelfAttention(width, heads, biases=biases, dropout=attention_dropout, bias=bias)
+        if attention is None:
+            attention = SelfAttention(width, heads, biases=biases, dropout=attention_dropout, bias=bias)
+        self.attention = attention
         self.norm2 = make(width)
         self.mlp = MLP(width, int(ratio * width), activation, dropout)
         self.dropout, self.drop = nn.Dropout(dropout), drop
@@ -153,9 +158,10 @@ class ViTBlock(nn.Module):
         return drop_path(y if scale is None else y * scale, self.drop if self.training else 0.0)
 
     def forward(
-        self, x: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch 1 1 tokens"] | None = None
-    ) -> Float[Tensor, "batch tokens width"]:
-        x = x + self._branch(self.dropout(self.attention(self.norm1(x), mask)), self.scale1)
+        self, x: Float[Tensor, "batch *tokens width"], mask: Bool[Tensor, "batch 1 1 tokens"] | None = None
+    ) -> Float[Tensor, "batch *tokens width"]:
+        looked = self.attention(self.norm1(x)) if mask is None else self.attention(self.norm1(x), mask)
+        x = x + self._branch(self.dropout(looked), self.scale1)
         return x + self._branch(self.mlp(self.norm2(x)), self.scale2)
 
 

@@ -14,10 +14,36 @@ from jingdu.nn import check_images, each
 from .hybrid import Backbone, HybridEmbed
 from .layers import PatchEmbed, ViTBlock, resize_positions
 
-__all__ = ["ViT"]
+__all__ = ["ViT", "check_pictures", "divide"]
 
 Pool = Literal["token", "mean"]
 """What the head reads: the class token, or the mean of the patches (Appendix D.3)."""
+
+
+def divide(image_size: int | Sequence[int], patch: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width of an image that is a square or both, and patches down and across.
+
+    Raises UsageError where the patches do not divide it.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if height % patch or width % patch:
+        raise UsageError(
+            f"images of {height} x {width} pixels do not divide into patches of {patch}: choose another image_size or patch"
+        )
+    return (height, width), (height // patch, width // patch)
+
+
+def check_pictures(x: Tensor, patches: PatchEmbed | HybridEmbed, image_size: tuple[int, int]) -> None:
+    """Raise UsageError for what is no batch of images of `image_size` that `patches` can take."""
+    if isinstance(patches, HybridEmbed):
+        patches.check(x)
+    else:
+        check_images(x, patches.projection, patches.patch)
+    if tuple(x.shape[2:]) != image_size:
+        raise UsageError(
+            f"images are {x.shape[2]} x {x.shape[3]}, and this network has positions for {image_size[0]} x "
+            f"{image_size[1]}: create it with image_size=, which interpolates them"
+        )
 
 
 class ViT(nn.Module):
@@ -62,19 +88,13 @@ class ViT(nn.Module):
         super().__init__()
         if pool not in get_args(Pool):
             raise unknown("pool", str(pool), get_args(Pool))
-        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self.pool = pool
         self.patches: PatchEmbed | HybridEmbed = (
             PatchEmbed(patch, width, in_channels)
             if hybrid is None
             else HybridEmbed(Backbone(hybrid, in_channels=in_channels), width)
         )
-        if any(side % self.patches.patch for side in self.image_size):
-            raise UsageError(
-                f"images of {self.image_size[0]} x {self.image_size[1]} pixels do not divide into patches of "
-                f"{self.patches.patch}: choose another image_size or patch"
-            )
-        self.grid = tuple(side // self.patches.patch for side in self.image_size)
+        self.image_size, self.grid = divide(image_size, self.patches.patch)
         """Patches down and across."""
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.empty(1, 1 + self.grid[0] * self.grid[1], width))
@@ -108,20 +128,9 @@ class ViT(nn.Module):
 
     # Images to tokens -------------------------------------------------------------------------------
 
-    def _check(self, x: Tensor) -> None:
-        if isinstance(self.patches, HybridEmbed):
-            self.patches.check(x)
-        else:
-            check_images(x, self.patches.projection, self.patches.patch)
-        if tuple(x.shape[2:]) != self.image_size:
-            raise UsageError(
-                f"images are {x.shape[2]} x {x.shape[3]}, and this network has positions for {self.image_size[0]} x "
-                f"{self.image_size[1]}: create it with image_size=, which interpolates them"
-            )
-
     def embed(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch tokens token_width"]:
         """Equation 1: the class token and the patches, each with its position."""
-        self._check(x)
+        check_pictures(x, self.patches, self.image_size)
         tokens = torch.cat((self.class_token.expand(len(x), -1, -1), self.patches(x)), 1)
         return self.dropout(tokens + self.positions)
 
