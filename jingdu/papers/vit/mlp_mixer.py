@@ -23,7 +23,7 @@ Differs from the paper in:
 - For a larger image the text gives W1 and W2 copies on the diagonal, and not which patches make a block: here each copy sees
   one tile of the image, as the network saw its images before.
 - `mlp_mixer_mini` is ours.
-- The recipe for ImageNet flips and crops; the paper's has RandAugment and mixup beside them.
+- The recipe for ImageNet has RandAugment as DeiT has it.
 """
 
 import copy
@@ -488,11 +488,12 @@ recipes = {
         stages=(
             Stage(
                 name="pre-training",
+                system="deit.MixedClassification(mixup=0.5, cutmix=0, label_smoothing=0)",
                 networks={"network": "mlp_mixer_b16(drop=0.1)"},
                 data="imagenet",
                 preprocess=HALF,
                 crop="vgg.scale_jitter(low=224, high=480)",
-                augment=("flip",),
+                augment=("flip", "deit.rand_augment(magnitude=15)"),
                 batch_size=4096,
                 epochs=300,
                 optimizer="adamw",

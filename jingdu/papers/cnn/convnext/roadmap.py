@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -56,9 +57,12 @@ class RoadBlock(nn.Module):
         stride: of the convolution over places.
         taken: names of the steps that are taken.
         drop: probability that an image skips the block in training.
+        scale: where layer scale starts, which comes with the last step; None has none.
     """
 
-    def __init__(self, inputs: int, width: int, stride: int, taken: frozenset[str], drop: float = 0.0):
+    def __init__(
+        self, inputs: int, width: int, stride: int, taken: frozenset[str], drop: float = 0.0, scale: float | None = 1e-6
+    ):
         super().__init__()
         wide = 4 * width
         outputs = width if "inverted" in taken else wide
@@ -84,7 +88,8 @@ class RoadBlock(nn.Module):
         self.active = (1,) if "activations" in taken else (0, 1)
         """Behind which convolutions there is an activation."""
         self.last = "activations" not in taken
-        self.scale = nn.Parameter(self.convs[2].weight.new_full((outputs,), 1e-6)) if "downsample" in taken else None
+        scaled = scale is not None and "downsample" in taken
+        self.scale = nn.Parameter(torch.full((outputs,), scale)) if scaled else None
         self.drop = drop
 
     def forward(self, x: Float[Tensor, "batch inputs height w"]) -> Float[Tensor, "batch outputs less_height less_w"]:
@@ -116,6 +121,7 @@ class Road(nn.Module):
         in_channels: of the images.
         stem: side of the stem's patches, and stride of the stem before them.
         drop: probability that an image skips the last block; earlier ones have less, evenly.
+        scale: where layer scale starts; None has none.
 
     Raises UsageError for another number of steps.
     """
@@ -129,6 +135,7 @@ class Road(nn.Module):
         in_channels: int = 3,
         stem: int = 4,
         drop: float | int = 0.0,
+        scale: float | None = 1e-6,
     ):
         super().__init__()
         if not 0 <= steps < len(STEPS) or stem not in (1, 2, 4):
@@ -157,7 +164,7 @@ class Road(nn.Module):
             blocks = []
             for j in range(depth):
                 strided = number > 0 and j == 0 and not split
-                blocks.append(RoadBlock(inputs, wide, 2 if strided else 1, taken, next(rates)))
+                blocks.append(RoadBlock(inputs, wide, 2 if strided else 1, taken, next(rates), scale))
                 inputs = outputs
             self.stages.append(nn.Sequential(*blocks))
         self.norm = nn.LayerNorm(inputs, 1e-6) if split else nn.Identity()
