@@ -67,7 +67,10 @@ class Across(nn.Linear):
     """
 
     def forward(self, x: Float[Tensor, "batch inputs width"]) -> Float[Tensor, "batch outputs width"]:
-        return torch.baddbmm(self.bias[:, None], self.weight.expand(len(x), -1, -1), x)
+        bias = self.bias[:, None]
+        if len(x) == 1:  # which has no batch to share between threads
+            return torch.addmm(bias, self.weight, x[0])[None]
+        return torch.baddbmm(bias, self.weight.expand(len(x), -1, -1), x)
 
 
 class TokenMLP(MLP):
