@@ -145,7 +145,7 @@ recipes = {
                 system="deit.Distillation",
                 networks={
                     "network": "deit_base_distilled(drop=0.1)",
-                    "teacher": "regnet_y16gf(weights='hf:timm/regnety_160.deit_in1k')",
+                    "teacher": "timm/regnety_160(weights='hf:timm/regnety_160.deit_in1k')",
                 },
                 **IMAGENET_STAGE,
             ),
