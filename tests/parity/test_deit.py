@@ -13,9 +13,11 @@ from torch import nn
 
 import jingdu
 from jingdu.data.draws import Draws
+from jingdu.errors import Refused
 from jingdu.papers.vit.deit import OPERATIONS, Distillation, colour_jitter
 from jingdu.papers.vit.deit.augment import operate
 from jingdu.papers.vit.deit.mixing import cutmix, mixed_targets, mixup
+from jingdu.weights.configs.deit import PLAIN, TAUGHT, read
 from tests.parity.references import assert_close, import_timm, import_torchvision, import_transformers, randomise_
 
 TINY = {"embed_dim": 48, "depth": 3, "num_heads": 4, "num_classes": 11}
@@ -236,3 +238,26 @@ def test_losses_are_timms(kind: str, tmp_path: Path) -> None:
     loss.backward(), wanted.backward()
     for mine, name in (("distillation_token", "dist_token"), ("head.weight", "head.weight")):
         assert_close(student.get_parameter(mine).grad, reference.get_parameter(name).grad)
+
+
+@pytest.mark.parametrize("width, heads, size, name", [
+    (192, 3, 224, "deit_tiny"), (384, 6, 224, "deit_small"), (768, 12, 224, "deit_base"), (768, 12, 384, "deit_base_384"),
+])  # fmt: skip
+def test_published_configurations_are_variants(width: int, heads: int, size: int, name: str) -> None:
+    """facebook/deit-*: the distilled ones are DeiTForImageClassificationWithTeacher, the others ViTForImageClassification."""
+    for kind, architecture in (("vit", PLAIN), ("deit", TAUGHT)):
+        found = read({
+            "model_type": kind, "architectures": [architecture], "hidden_size": width, "num_attention_heads": heads,
+            "image_size": size, "intermediate_size": 4 * width, "num_labels": 1000,
+        })  # fmt: skip
+        wanted = name if kind == "vit" else name.replace("_384", "") + "_distilled" + "_384" * name.endswith("384")
+        assert found.variant == wanted
+        with torch.device("meta"):
+            ours, theirs = jingdu.create(wanted, **found.overrides), jingdu.create(wanted)
+        assert {k: v.shape for k, v in ours.state_dict().items()} == {
+            k: v.shape for k, v in theirs.state_dict().items()
+        }
+    with pytest.raises(Refused, match="MaskedImage"):
+        read({"model_type": "deit", "architectures": ["DeiTForMaskedImageModeling"]})
+    with pytest.raises(Refused, match="swin"):
+        read({"model_type": "swin"})

@@ -165,16 +165,10 @@ def test_a_student_needs_a_teacher_and_a_known_lesson() -> None:
 
 
 def test_the_laptop_recipe_trains_a_teacher_and_its_student(tmp_path: Path) -> None:
-    small = "scenes(size=24, count=20, test_count=9, max_shapes=1)"
-    stages = tuple(
-        dataclasses.replace(stage, steps=2, batch_size=8, data=small, save_every=10)
-        for stage in recipes["laptop"].stages
-    )
-    stages = (
-        *stages[:-1],
-        dataclasses.replace(stages[-1], ema=0.5, repeats=2, augment=recipes["paper"].stages[0].augment),
-    )
-    run = train(Recipe(stages, minutes=1, expect={}), tmp_path / "run", device="cpu", quiet=True)
+    stages = [dataclasses.replace(stage, steps=2, save_every=10) for stage in recipes["laptop"].stages]
+    strong = ("deit.rand_augment(fill=0.0)", "deit.random_erasing(mean=0.3, std=0.4)")
+    stages[-1] = dataclasses.replace(stages[-1], ema=0.5, repeats=2, augment=strong)
+    run = train(Recipe(tuple(stages), minutes=1, expect={}), tmp_path / "run", device="cpu", quiet=True)
     assert {"error", "class_error", "distillation_error"} <= set(run.metrics)
     Image.new("RGB", (37, 29), "red").save(tmp_path / "a.png")
     (found,) = jingdu.predict("deit", [str(tmp_path / "a.png")], tmp_path / "run", top=2)

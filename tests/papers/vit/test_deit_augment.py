@@ -71,7 +71,7 @@ def test_rand_augment_follows_its_level_and_fills_with_its_colour() -> None:
     assert grey.shape == (400, 1, 9, 11)
     with pytest.raises(UsageError, match="2 channels"):
         rand_augment(images[:, :2], draws(400))
-    with pytest.raises(UsageError, match="1 channels, fill of 3"):
+    with pytest.raises(UsageError, match="fill has 3 values"):
         rand_augment(images[:, :1], draws(400))
 
 
@@ -89,6 +89,13 @@ def test_erased_boxes_are_noise_of_the_asked_size() -> None:
     values = erased.permute(1, 0, 2, 3)[:, hit]
     assert torch.allclose(values.mean(1), torch.tensor((0.5, 0.4, 0.3)), atol=2e-3)
     assert torch.allclose(values.std(1), torch.full((3,), 0.1), atol=2e-3)
+
+
+def test_erasing_wants_the_datas_colours() -> None:
+    with pytest.raises(UsageError, match="mean has 3 values, and the images have 1 channels"):
+        random_erasing(IMAGES[:, :1], draws())
+    grey = random_erasing(IMAGES[:, :1], draws(), p=1.0, mean=0.3, std=(0.1,))
+    assert grey.shape == (11, 1, 13, 17) and not torch.equal(grey, IMAGES[:, :1])
 
 
 def test_jitter_stays_in_its_bounds() -> None:

@@ -24,7 +24,16 @@ from jingdu.errors import UsageError
 __all__ = ["OPERATIONS", "colour_jitter", "rand_augment", "random_erasing"]
 
 # Letters: n images, c channels, h and w their sides. An operation takes n amounts, one an image.
-Pixels = UInt8[Tensor, "n c h w"]
+
+
+def _per_channel(values: float | Sequence[float], channels: int, name: str) -> Tensor:
+    """One value, or one a channel, as [1 or channels]. Raises UsageError for another number of them."""
+    found = torch.tensor([values] if isinstance(values, float | int) else list(values), dtype=torch.float32)
+    if len(found) not in (1, channels):
+        raise UsageError(
+            f"{name} has {len(found)} values, and the images have {channels} channels: give 1 or {channels}"
+        )
+    return found
 
 
 def _amounts(amount: Tensor, dtype: torch.dtype) -> Tensor:
@@ -136,7 +145,7 @@ def sharpness(x: UInt8[Tensor, "n c h w"], amount: Float[Tensor, " n"]) -> UInt8
 
 
 def _cubic(before: Tensor, here: Tensor, after: Tensor, last: Tensor, t: Tensor) -> Tensor:
-    """Between `here` and `after`: Pillow's cubic (libImaging/Geometry.c), whose slope at a point is that of its neighbours."""
+    """Between `here` and `after`: Pillow's cubic (libImaging/Geometry.c), whose slope at a point is its neighbours' difference."""
     third, fourth = 2 * (before - here) + after - last, here - before + last - after
     return here + t * (after - before + t * (third + t * fourth))
 
@@ -253,12 +262,10 @@ def rand_augment(
     Raises UsageError for images neither grey nor RGB, and another number of colours.
     """
     channels = images.shape[1]
-    colours = [fill] if isinstance(fill, float | int) else list(fill)
-    if channels not in (1, 3) or len(colours) not in (1, channels):
-        raise UsageError(
-            f"rand_augment: images of {channels} channels, fill of {len(colours)} values: wanted 1 or 3, alike"
-        )
-    paint = (images.new_tensor(colours) * 255).round().clamp(0, 255).to(torch.uint8)
+    if channels not in (1, 3):
+        raise UsageError(f"rand_augment is for grey or RGB, and the images have {channels} channels")
+    colours = _per_channel(fill, channels, "rand_augment: fill").to(images.device)
+    paint = (colours * 255).round().clamp(0, 255).to(torch.uint8)
     which = draws.integers(len(OPERATIONS), operations)
     done = draws.uniform(operations) < p
     level = (magnitude + std * draws.normal(operations)).double().clamp(0, 10)
@@ -298,6 +305,8 @@ def random_erasing(
             that is smaller than the image.
         mean: of the data, as the stage's `preprocess` has it.
         std: of the data, likewise.
+
+    Raises UsageError where there are neither one value nor as many as channels.
     """
     channels, height, width = images.shape[1:]
     chosen = draws.uniform() < p
@@ -307,14 +316,17 @@ def random_erasing(
     fits = (tall < height) & (wide < width)
     down, across = draws.uniform(2).unbind(1)
     seeds = draws.integers(1 << 31)
-    mean, std = (torch.as_tensor(value, dtype=torch.float32).view(-1, 1, 1) for value in (mean, std))
+    centre, spread = (
+        _per_channel(values, channels, f"random_erasing: {name}")[:, None, None]
+        for name, values in (("mean", mean), ("std", std))
+    )
     images = images.clone()
     first = fits.int().argmax(1)
     for i in (chosen & fits.any(1)).nonzero().squeeze(1).tolist():
         h, w = int(tall[i, first[i]]), int(wide[i, first[i]])
         top, left = int(down[i] * (height - h + 1)), int(across[i] * (width - w + 1))
         noise = torch.randn((channels, h, w), generator=torch.Generator().manual_seed(int(seeds[i])))
-        images[i, :, top : top + h, left : left + w] = (mean + std * noise).to(images)
+        images[i, :, top : top + h, left : left + w] = (centre + spread * noise).to(images)
     return images
 
 
