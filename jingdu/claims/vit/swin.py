@@ -9,9 +9,9 @@ from jingdu.engine.contracts import Stage
 from jingdu.lab import Lab, Outcome, Test, claim
 
 STEPS, BATCH = 450, 64
-DATA = "swin.matching(window=3, colours=('red', 'blue'), others=4)"
+DATA = "swin.matching"
 PIXELS = Preprocess(mean=(0.4,) * 3, std=(0.2,) * 3)
-NETWORK = "swin_mini(image_size=24, patch=4, window=3, width=32, depths=(2,), heads=(2,), num_classes=2{})"
+NETWORK = "swin_mini(image_size=36, patch=6, window=3, width=32, depths=(2,), heads=(2,), num_classes=2{})"
 ARMS = {"displaced": "", "not_displaced": ", shift='none'", "without_bias": ", relative=False"}
 """Name -> what the network is made without."""
 LABELS = {
@@ -21,8 +21,8 @@ LABELS = {
 }
 
 
-# Set on 2026-11-26, before the first full run: 3 points, and better at all. Tried before it, with one seed and two other
-# discs in place of four: 85 % with both, 80 % without the bias.
+# Set on 2026-11-26, before the first full run: 3 points, and better at all. Tried before it with one seed each: pairs of discs
+# among two and four others, in which no position is needed to find the pair (15 % errors with and 20 without the bias; 22 and 15).
 @claim(
     "Displaced windows let neighbouring windows be compared, and the bias by relative position helps to find what to compare.",
     source="Sec. 3.2, Tab. 4",
@@ -35,10 +35,10 @@ LABELS = {
     ),
     seeds=3,
     minutes=6.0,
-    about="Pictures of 24x24 pixels, 6x6 patches, 2x2 windows, with six red and blue discs. Two of them touch across the border "
-    "between two windows: do they have one colour? Half do. One stage of two blocks, 32 channels; 450 steps of AdamW with 64 "
-    "new pictures, alike for all. With one stage, what no window sees nothing can know: the paper's networks still merge "
-    "patches, and lose 1.1 points on ImageNet.",
+    about="Pictures of 36x36 pixels, 6x6 patches in 2x2 windows: a ring at the border of a window, right of it, in the next one, "
+    "a disc, and ten more discs, all red or blue. Have the ring and the disc right of it one colour? Half have. One stage of two "
+    "blocks, 32 channels; 450 steps of AdamW with 64 new pictures, alike for all. In one stage nothing can know what no window "
+    "sees: the paper's networks still merge patches, and lose 1.1 points on ImageNet.",
 )
 def displacement(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     """Train the three alike; keep some pictures of each label."""
@@ -51,7 +51,7 @@ def displacement(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
             batch_size=BATCH,
             steps=lab.budget(full=STEPS, smoke=2),
             optimizer="adamw",
-            lr=3e-3,
+            lr=4e-3,
             weight_decay=0.02,
             schedule="cosine(warmup=30)",
             clip=1.0,
@@ -74,9 +74,9 @@ def _pictures(lab: Lab) -> None:
     from jingdu.data.draws import Draws
     from jingdu.papers.vit.swin import matching
 
-    rows, columns, zoom = 2, 3, 6
+    rows, columns, zoom = 2, 3, 4
     indices = np.arange(40)
-    batch = matching("test", window=3, colours=("red", "blue"), others=4).batch(indices, Draws(0, 0, indices))
+    batch = matching("test").batch(indices, Draws(0, 0, indices))
     chosen = torch.cat([(batch["label"] == label).nonzero()[:columns, 0] for label in range(rows)])
     tiles = []
     for picture in batch["image"][chosen]:
@@ -112,7 +112,7 @@ def draw_displacement(figure: Any, outcome: Outcome) -> None:
     draw_dots(right, outcome, LABELS, "error", scale=100)
     right.set_ylabel("test error (%)")
     right.set_ylim(0, 62)
-    figure.suptitle("Do the two discs at the border of two windows match?")
+    figure.suptitle("Does the ring match the disc on its right, behind the border of its window?")
 
 
 SIDES = (112, 224, 448, 896, 1792)
