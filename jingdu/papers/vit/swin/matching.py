@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -12,9 +12,12 @@ from torch import Tensor
 from jingdu.data.base import Batch
 from jingdu.data.draws import Draws
 from jingdu.data.scenes import COLOURS, SHAPES, render, world
-from jingdu.errors import UsageError
+from jingdu.errors import UsageError, unknown
 
 __all__ = ["Matching", "matching"]
+
+Asks = Literal["match", "colour"]
+"""Whether the ring and the disc right of it have one colour, or which colour the disc has."""
 
 RADIUS = 0.45
 """Of a shape, in cells."""
@@ -23,13 +26,13 @@ RADIUS = 0.45
 class Matching:
     """Shapes in the cells of a square, as `matching` makes them; each picture is a function of its number alone."""
 
-    classes = ("different", "same")
-
     def __init__(
-        self, first: int, count: int, window: int, colours: Sequence[str], others: int, pixels: int, seed: int
-    ):
-        self.first, self.count, self.window, self.others = first, count, window, others
+        self, first: int, count: int, window: int, asks: Asks | str, colours: Sequence[str], others: int, pixels: int,
+        seed: int,
+    ):  # fmt: skip
+        self.first, self.count, self.window, self.asks, self.others = first, count, window, asks, others
         self.colours, self.pixels, self.seed = tuple(colours), pixels, seed
+        self.classes = ("different", "same") if asks == "match" else self.colours
 
     def __len__(self) -> int:
         return self.count
@@ -51,8 +54,10 @@ class Matching:
         cells = self.cells(own)
         known = torch.tensor([list(COLOURS).index(name) for name in self.colours])
         colour = own.integers(len(known), count)
-        label = own.integers(2)
-        colour[:, 1] = (colour[:, 0] + (1 - label) * (1 + own.integers(len(known) - 1))) % len(known)
+        label = colour[:, 1].clone()
+        if self.asks == "match":
+            label = own.integers(2)
+            colour[:, 1] = (colour[:, 0] + (1 - label) * (1 + own.integers(len(known) - 1))) % len(known)
         shape = torch.full_like(worlds.shape, list(SHAPES).index("circle"))
         shape[:, 0] = list(SHAPES).index("ring")
         worlds = replace(
@@ -69,8 +74,9 @@ class Matching:
 def matching(
     split: Literal["train", "test"],
     window: int = 3,
+    asks: Asks | str = "match",
     colours: Sequence[str] = ("red", "blue"),
-    others: int = 10,
+    others: int = 2,
     pixels: int = 6,
     count: int = 40_000,
     test_count: int = 1000,
@@ -79,12 +85,13 @@ def matching(
     """Two by two windows of cells with coloured shapes: a ring in the last column of a left window, a disc right of it, in
     the next window, and more discs anywhere.
 
-    The label says whether the ring and the disc right of it have one colour, which is so in half of the pictures. All
-    else, the row included, is random.
+    The label says whether the ring and the disc right of it have one colour, which is so in half of the pictures, or which
+    colour that disc has. All else, the row included, is random.
 
     Args:
         split: training and test pictures share no number.
         window: cells down and across of a window.
+        asks: match, or colour.
         colours: of the shapes.
         others: discs beside the two shapes.
         pixels: side of a cell; below 6 a ring is hard to tell from a disc.
@@ -92,9 +99,11 @@ def matching(
         test_count: test pictures.
         seed: of the pictures.
 
-    Raises UsageError for fewer than two colours, and more discs than there are cells for.
+    Raises UsageError for another question, fewer than two colours, and more discs than there are cells for.
     """
+    if asks not in get_args(Asks):
+        raise unknown("question", str(asks), get_args(Asks))
     if len(colours) < 2 or not 0 <= others <= 4 * window**2 - 2:
         raise UsageError(f"matching of {len(colours)} colours with {others} other discs: there are no such pictures")
     first, number = (0, count) if split == "train" else (1 << 32, test_count)
-    return Matching(first, number, window, colours, others, pixels, seed)
+    return Matching(first, number, window, asks, colours, others, pixels, seed)
