@@ -8,13 +8,16 @@ from jingdu.lab import Lab, Outcome, Test, claim
 from jingdu.papers.vit.beit import DIGITS
 
 SIZE, PATCH, LABELS = 20, 4, 300
-STEPS, TUNING = 400, 200
-RATE = 1e-3
+STEPS, TUNING = 300, 200
+RATE = 2e-3
 """Of the task, from nothing and from words alike."""
 
 
 def _data(masking: str) -> str:
-    return f"beit.views(of='affine_digits', size={SIZE}, patch={PATCH}, channels=1, mirror=False, masking={masking!r})"
+    return (
+        f"beit.views(of='affine_digits(copies=1)', size={SIZE}, patch={PATCH}, channels=1, mirror=False, "
+        f"masking={masking!r})"
+    )
 
 
 def _learning(lab: Lab, masking: str) -> tuple[Stage, Stage]:
@@ -34,9 +37,10 @@ def _learning(lab: Lab, masking: str) -> tuple[Stage, Stage]:
 
 def _naming(lab: Lab, system: str) -> Stage:
     """The ten digits, from 300 labelled ones, which are moved anew in every epoch."""
+    copies = lab.budget(full=4, smoke=1)
     return Stage(
         name="fine-tuning", system=system, networks={"network": "beit_mini"},
-        data=f"beit.few(of='affine_digits(size={SIZE})', count={LABELS})", preprocess=DIGITS, batch_size=50,
+        data=f"beit.few(of='affine_digits(size={SIZE}, copies={copies})', count={LABELS}, channels=1)", preprocess=DIGITS, batch_size=50,
         steps=lab.budget(full=TUNING, smoke=2), optimizer="adamw", lr=RATE, weight_decay=0.05,
         schedule="cosine(warmup=20)", clip=1.0,
     )  # fmt: skip
@@ -76,7 +80,9 @@ def _words(folder: Path) -> dict[str, float]:
     return {"accuracy": 1 - found["word_error"], "chance": 1 - found["chance_error"]}
 
 
-# The margins (2 points; 5 times) were set on 2026-11-26, before the first full run. Tried before it, with one seed: see below.
+# The margins (2 points; 5 times) were set on 2026-11-26, before the first full run. Tried before it, with one seed each: scenes
+# of 24 pixels with one shape, clutter or plain ground, 300 and 400 steps. There 300 labels teach such a network nothing, with
+# words or without (81 to 85 % error where chance is 87.5 %), so digits take their place.
 @claim(
     "A network that first names the words of hidden patches learns a task from few labels better than one from nothing.",
     source="Tab. 1, Sec. 3.1",
@@ -92,7 +98,9 @@ def _words(folder: Path) -> dict[str, float]:
     ),
     seeds=3,
     minutes=6.0,
-    about="",
+    about="Moved digits of 20x20 pixels and a BEiT of 0.2 million weights in place of ImageNet and 87 million; 64 words of 2x2 "
+    "pixels of a view of half the size, by k-means; 300 steps of 64 digits without labels; 200 steps of 50 out of 300 with labels, "
+    "at the same rate for both, which decays by layer after pre-training.",
 )
 def words_before_labels(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     """Pre-train on digits without labels, then learn to name them from 300; and learn that from nothing."""
@@ -140,8 +148,8 @@ def draw_words(figure: Any, outcome: Outcome) -> None:
         ),
     ),
     seeds=3,
-    minutes=8.0,
-    about="",
+    minutes=6.0,
+    about="As in the claim above; both masks hide as many patches.",
 )
 def blocks_or_scattered(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     """Pre-train with either mask, then learn to name digits from 300 labels."""

@@ -232,10 +232,11 @@ def test_views_of_embedded_images() -> None:
 
 
 def test_few_labels_are_the_first() -> None:
-    data, held_out = few("train", of="digits", count=30), few("test", of="digits", count=30)
+    data, held_out = few("train", of="digits", count=30, channels=1), few("test", of="digits", count=30)
     assert len(data) == 30 and len(held_out) == 450 and data.classes == held_out.classes
     rows = np.arange(30)
-    assert data.batch(rows, Draws(0, 0, rows))["label"].bincount().min() > 0
+    batch = data.batch(rows, Draws(0, 0, rows))
+    assert batch["label"].bincount().min() > 0 and batch["image"].shape == (30, 1, 8, 8)
     with pytest.raises(UsageError, match="5000 samples"):
         few("train", of="digits", count=5000)
 
@@ -369,7 +370,7 @@ def test_stages_hand_on_what_they_made(run: Path) -> None:
     named = jingdu.create("beit_mini", weights=run)
     before, after = read.blocks[0].mlp.expand.weight, named.blocks[0].mlp.expand.weight
     # Two steps, and the lowest block's at 0.75^2 of the rate.
-    assert 0 < (before - after).abs().max() < 2 * 1e-3 and read.words == 11
+    assert 0 < (before - after).abs().max() < 2 * 2e-3 and read.words == 11
 
 
 def pictures(folder: Path, count: int = 2) -> list[str]:

@@ -120,7 +120,7 @@ def _pretraining(networks: str, tokenizer: str, data: str, preprocess: Preproces
 _LEARNING = (
     _tokenizer("beit_codebook_mini", _DIGITS),
     _pretraining(
-        "beit_mini_mim", "beit_codebook_mini", _DIGITS, DIGITS, batch_size=64, steps=400, lr=3e-3,
+        "beit_mini_mim", "beit_codebook_mini", _DIGITS, DIGITS, batch_size=64, steps=300, lr=3e-3,
         schedule="cosine(warmup=30)",
     ),
 )  # fmt: skip
@@ -133,12 +133,12 @@ recipes = {
                 name="fine-tuning",
                 system="beit.FineTuning(start='pre-training', layer_decay=0.75)",
                 networks={"network": "beit_mini"},
-                data="beit.few(of='affine_digits(size=20)', count=300)",
+                data="beit.few(of='affine_digits(size=20)', count=300, channels=1)",
                 preprocess=DIGITS,
                 batch_size=50,
                 steps=200,
                 optimizer="adamw",
-                lr=1e-3,
+                lr=2e-3,
                 weight_decay=0.05,
                 schedule="cosine(warmup=20)",
                 clip=1.0,

@@ -157,17 +157,18 @@ class Few:
         return self.source.batch(indices, draws)
 
 
-def few(split: Literal["train", "test"], of: str, count: int) -> Any:
+def few(split: Literal["train", "test"], of: str, count: int, channels: Literal[1, 3] = 3) -> Any:
     """A set to learn a task from few labels: its first `count` training samples, and all that is held out.
 
     Args:
         split: train or test.
         of: the data, with their size: "affine_digits(size=20)".
         count: samples to train on.
+        channels: of the images.
 
     Raises UsageError for more than there are.
     """
-    source = open_data(of, split, Preprocess())
+    source = open_data(of, split, Preprocess(channels=channels))
     if split == "train" and not 0 < count <= len(source):
         raise UsageError(f"{count} samples are to be trained on: {of} has {len(source)}")
     return Few(source, count) if split == "train" else source
