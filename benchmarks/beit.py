@@ -4,7 +4,7 @@ import jingdu
 from benchmarks.paired import save
 
 
-def cases(rounds: int = 8, batch: int = 4) -> list[dict[str, object]]:
+def cases(rounds: int = 6, batch: int = 4) -> list[dict[str, object]]:
     """The same weights and input in eager float32: inference of one picture and of `batch`, and a training step."""
     return [
         jingdu.bench("beit_base_224", "timm", batch=1, rounds=rounds),

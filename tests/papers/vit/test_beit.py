@@ -26,6 +26,7 @@ from jingdu.papers.vit.beit import (
     RelativeBias,
     VisualTokenizer,
     block_mask,
+    few,
     hide,
     index_with_class,
     map_pixels,
@@ -230,6 +231,16 @@ def test_views_of_embedded_images() -> None:
         views("train", of="scenes(size=16)", size=16, patch=5)
 
 
+def test_few_labels_are_the_first() -> None:
+    data, held_out = few("train", of="digits", count=30, channels=1), few("test", of="digits", count=30)
+    assert len(data) == 30 and len(held_out) == 450 and data.classes == held_out.classes
+    rows = np.arange(30)
+    batch = data.batch(rows, Draws(0, 0, rows))
+    assert batch["label"].bincount().min() > 0 and batch["image"].shape == (30, 1, 8, 8)
+    with pytest.raises(UsageError, match="5000 samples"):
+        few("train", of="digits", count=5000)
+
+
 def test_views_of_photos(tmp_path: Path) -> None:
     for i in range(12):
         noise = np.random.default_rng(i).integers(0, 256, (50 + i, 64, 3), dtype=np.uint8)
@@ -323,7 +334,7 @@ def test_the_pyramid_has_four_sizes() -> None:
 
 SMALL = 'scenes(size=16, count=60, test_count=20, fields=("image",))'
 LABELLED = "scenes(size=16, count=40, test_count=20)"
-NETWORK = "image_size=16, width=12, depth=2, heads=2"
+NETWORK = "image_size=16, width=12, depth=2, heads=2, in_channels=3"
 
 
 def small_recipe() -> Recipe:
@@ -331,10 +342,10 @@ def small_recipe() -> Recipe:
     data = f"beit.views(of='{SMALL}', size=16, patch=4)"
     return Recipe(
         (
-            change(words, system="beit.Clustering(passes=2)", networks={"tokenizer": "beit_codebook_mini(words=11)"},
+            change(words, system="beit.Clustering(passes=2)", networks={"tokenizer": "beit_codebook_mini(words=11, channels=3)"},
                    data=data, batch_size=30),
             change(reading, networks={"network": f"beit_mini_mim({NETWORK}, words=11)",
-                                      "tokenizer": "beit_codebook_mini(words=11)"},
+                                      "tokenizer": "beit_codebook_mini(words=11, channels=3)"},
                    data=data, batch_size=20, steps=3, preprocess=Preprocess(16, 16, (0.4,) * 3, (0.2,) * 3)),
             change(naming, networks={"network": f"beit_mini({NETWORK})"}, data=LABELLED, batch_size=20, steps=2,
                    preprocess=Preprocess(16, 16, (0.4,) * 3, (0.2,) * 3)),

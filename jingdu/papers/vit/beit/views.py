@@ -21,7 +21,7 @@ from jingdu.papers.vit.deit import colour_jitter
 
 from .masking import Masking, hide
 
-__all__ = ["Views", "map_pixels", "second_view", "two_views", "unmap_pixels", "views"]
+__all__ = ["Few", "Views", "few", "map_pixels", "second_view", "two_views", "unmap_pixels", "views"]
 
 RIM = 0.1
 """What DALL-E's tokenizer keeps free at both ends of the range of pixels, so that its logits stay finite."""
@@ -142,3 +142,33 @@ def views(
     embedded = not (of.startswith("hf:") or of == "imagenet" or any(mark in of for mark in "/\\"))
     source = open_data(of, split, preprocess, None if embedded else crop)
     return Views(source, size, second, patch, hidden, masking, mirror and training, jitter if training else 0.0)
+
+
+class Few:
+    """The first samples of a set, and no others."""
+
+    def __init__(self, source: Any, count: int):
+        self.source, self.count, self.classes = source, count, source.classes
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, indices: np.ndarray, draws: Draws) -> Batch:
+        return self.source.batch(indices, draws)
+
+
+def few(split: Literal["train", "test"], of: str, count: int, channels: Literal[1, 3] = 3) -> Any:
+    """A set to learn a task from few labels: its first `count` training samples, and all that is held out.
+
+    Args:
+        split: train or test.
+        of: the data, with their size: "affine_digits(size=20)".
+        count: samples to train on.
+        channels: of the images.
+
+    Raises UsageError for more than there are.
+    """
+    source = open_data(of, split, Preprocess(channels=channels))
+    if split == "train" and not 0 < count <= len(source):
+        raise UsageError(f"{count} samples are to be trained on: {of} has {len(source)}")
+    return Few(source, count) if split == "train" else source
