@@ -146,7 +146,7 @@ def evaluate(
             raise UsageError("these weights say nothing of data: give --data FOLDER, a data set's name or hf:NAME")
         model = canon.create(name, weights=weights)
         preprocess = origin_of(model).preprocess
-        default = found.paper.load().recipes["paper"].stages[-1]
+        default = _evaluating_stage(found)
         stage = dataclasses.replace(default, preprocess=preprocess or default.preprocess, precision="float32")
         from jingdu.engine.systems import build_system
 
@@ -161,6 +161,25 @@ def evaluate(
     if hasattr(system, "to"):
         system.to(place)
     return evaluate_system(system, stage, place)
+
+
+def _evaluating_stage(found: canon.Resolved) -> Stage:
+    """The last stage of a paper's recipe; for a network of another making (a classifier, where the recipe pre-trains an
+    autoencoder), that of a preset which trains this kind, less what it starts from."""
+    module = found.paper.load()
+
+    def maker(variant: str) -> Any:
+        made = getattr(module, "VARIANTS", {}).get(variant)
+        return made[0] if isinstance(made, tuple) else None
+
+    for recipe in (module.recipes["paper"], *module.recipes.values()):
+        stage = recipe.stages[-1]
+        trained = canon.resolve(Call.parse(next(iter(stage.networks.values()), found.variant)).name).variant
+        if maker(trained) is maker(found.variant):
+            system = Call.parse(stage.system)
+            arguments = {name: value for name, value in system.arguments.items() if name != "start"}
+            return dataclasses.replace(stage, system=str(Call(system.name, arguments)))
+    return module.recipes["paper"].stages[-1]
 
 
 def _as_trained(data: str, stage: Stage, network: Any) -> str:

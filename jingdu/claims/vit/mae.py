@@ -51,8 +51,9 @@ def _show(lab: Lab, name: str, network: Any, masked: float, count: int) -> None:
 
 # Pre-training on scenes of 32x32 pixels was tried first, as little as fits here (2026-11-26): after 32,000 of them nothing
 # was learned that helps, 83.6 % errors from 300 labels against 84.3 %. Digits of 16 patches ask for what is seen to be
-# known: there one seed of a network of two blocks went from 59 % to 28 % errors after 96,000 digits.
-# The margin (3 points) is the canon's, dated 2026-11-26, before the first full run.
+# known: there one seed went from 50 % to 26 % errors, after 96,000 digits.
+# The margin (3 points) is the canon's, dated 2026-11-26, before the first full run. The same day: three seeds gave 12.5
+# points [5.0, 20.0] at the same rates and 10.6 [1.2, 20.0] at one rate, inconclusive; five seeds since. Margins stand.
 @claim(
     "A network that was pre-trained to rebuild hidden patches learns a task from fewer labels than the same one from nothing.",
     source="Table 3, Sec. 4.1",
@@ -66,8 +67,8 @@ def _show(lab: Lab, name: str, network: Any, masked: float, count: int) -> None:
             about="and than from nothing with all layers at one rate",
         ),
     ),
-    seeds=3,
-    minutes=3.0,
+    seeds=5,
+    minutes=4.0,
     about="Networks of 0.1 million weights on scikit-learn's digits, at 16x16 pixels in 16 patches. One has rebuilt the 1,347 "
     "training digits from 4 patches each for 800 steps of 64, without labels. All learn from the same 100 labelled ones, "
     "120 steps of 50, and name the 450 test digits.",
@@ -104,12 +105,13 @@ def draw_help(figure: Any, outcome: Outcome) -> None:
     draw_dots(right, outcome, dict(zip(names, ("pre-trained", "from\nnothing", "from nothing,\none rate"), strict=True)),
               "error", scale=100)  # fmt: skip
     right.set_ylabel("errors on test digits (%)")
-    right.set_ylim(0)
+    right.set_ylim(0, 118 * max(map(max, (outcome.values[name]["error"] for name in names))))
     figure.suptitle("Rebuilding what is hidden teaches what a few labels cannot")
 
 
 # The canon's verdict (25 % is not the best share) as a test of the paper's share against it, dated 2026-11-26, before the
-# first full run.
+# first full run. 2026-11-26: inconclusive. The probe is best at 75 %, as the paper's; fine-tuned, where the paper too finds a
+# wide range good, 25 % has 2.0 points fewer errors in the mean [-0.8, 4.8], and 90 %, a single patch, is bad for both.
 @claim(
     "Much is to be hidden: with 75 % of the patches hidden a network learns more than with 25 %, for fine-tuning and probes.",
     source="Fig. 5, Sec. 4.1",
@@ -131,7 +133,7 @@ def share_to_hide(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
         if seed == 0:
             _show(lab, f"{share:.0%}", read.system.network, share, 4)
         system = f"beit.FineTuning(start={str(read.folder)!r}, fresh=('head',), frozen=True)"
-        probe = lab.train(PROBING, seed, system=system, steps=lab.budget(full=PROBING.steps, smoke=2))
+        probe = lab.train(PROBING, seed, system=system, steps=lab.budget(full=100, smoke=2), lr=5.0)
         values[f"{100 * share:.0f} %"] = {
             "error": _tuned(lab, seed, str(read.folder), 0.75).metrics["error"], "probe_error": probe.metrics["error"],
         }  # fmt: skip
@@ -160,8 +162,10 @@ def draw_shares(figure: Any, outcome: Outcome) -> None:
         axes.set(xlabel="share of patches that is hidden", ylabel="test errors (%)", title=title)
     for place, share in enumerate(SHARES):
         axes = figure.add_subplot(grid[1, place])
-        draw_image(axes, outcome, f"{share:.0%}", title=f"{share:.0%} hidden: digit, seen, rebuilt")
-    figure.suptitle(f"How much to hide (grey: {len(outcome.seeds)} seeds; thick: their mean)")
+        draw_image(axes, outcome, f"{share:.0%}", title=f"{share:.0%} hidden")
+    figure.suptitle(
+        f"How much to hide (grey: {len(outcome.seeds)} seeds; thick: their mean). Below: digits, what is seen, what is rebuilt"
+    )
 
 
 def _seconds(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

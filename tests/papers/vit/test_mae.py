@@ -367,6 +367,18 @@ def test_pretrain_then_tune_and_probe_on_the_command_line(tmp_path: Path, capsys
     assert "  0.1000  " in capsys.readouterr().out
 
 
+def test_a_classifier_is_evaluated(tmp_path: Path) -> None:
+    """Its weights say nothing of data, and the paper's recipe is an autoencoder's."""
+    sizes = {"image_size": 16, "patch": 4, "width": 12, "depth": 1, "heads": 2}
+    data = "mae.few_labels(of='digits', count=12, size=16)"
+    for name, more, low, high in (
+        ("mae_finetune_base", {"num_classes": 10}, 2.29, 2.32), ("mae_pretrain_base", {"decoder": (8, 1, 2)}, 0.5, 5.0),
+    ):  # fmt: skip
+        path = tmp_path / f"{name}.safetensors"
+        jingdu.export(jingdu.create(name, **sizes, **more), "jingdu", path)
+        assert low < jingdu.evaluate(name, path, data, device="cpu")["loss"] < high
+
+
 def test_an_encoder_gives_vectors(tmp_path: Path) -> None:
     for number in range(2):
         Image.effect_noise((40, 50), 60 + number).convert("RGB").save(tmp_path / f"{number}.png")
