@@ -18,7 +18,7 @@ class Preprocess:
     mean: tuple[float, ...] = (0.0,)
     """Subtracted from each channel of an image in [0, 1]."""
     std: tuple[float, ...] = (1.0,)
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     channels: Literal[1, 3] = 3
     """1: the file is read as grey; 3: as RGB."""
 

@@ -161,15 +161,19 @@ class _UncorrectedAdamW(_Uncorrected, torch.optim.AdamW):
 def rates(system: nn.Module) -> dict[str, float]:
     """Name of a parameter -> its learning rate as a multiple of the stage's, where a module's `rates` says one.
 
-    A module's `rates` maps the first part of its own parameters' names to the multiple ({"offset": 0.1}).
+    A module's `rates` maps its own parameters' names, or the first parts of them, to the multiple: {"offset": 0.1,
+    "blocks.3": 0.65}. The longest that fits counts, and of nested modules the inner one's.
     """
-    return {
-        f"{place}{'.' if place else ''}{name}": float(module.rates[part])
-        for place, module in system.named_modules()
-        if isinstance(getattr(module, "rates", None), dict)
-        for name, _ in module.named_parameters()
-        if (part := name.partition(".")[0]) in module.rates
-    }
+    found = {}
+    for place, module in system.named_modules():
+        if not isinstance(said := getattr(module, "rates", None), dict):
+            continue
+        for name, _ in module.named_parameters():
+            parts = name.split(".")
+            fits = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+            if (part := next((part for part in fits if part in said), None)) is not None:
+                found[f"{place}{'.' if place else ''}{name}"] = float(said[part])
+    return found
 
 
 def make_optimizer(stage: Stage, system: nn.Module, objective: Objective) -> torch.optim.Optimizer:

@@ -352,6 +352,7 @@ def scale_and_aspect(
         "nearest": Image.Resampling.NEAREST,
         "bilinear": Image.Resampling.BILINEAR,
         "bicubic": Image.Resampling.BICUBIC,
+        "lanczos": Image.Resampling.LANCZOS,
     }
     return to_tensor(image.resize((size, size), how[preprocess.interpolation], (left, top, left + wide, top + high)))
 

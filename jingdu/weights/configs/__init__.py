@@ -63,7 +63,7 @@ def _timm(config: Config, family: str, variants: Sequence[str], aliases: Mapping
     return Sizes(call.name, overrides, classes, _timm_preprocess(inner))
 
 
-_RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Pillow's numbers for the interpolations that we have (PIL.Image.Resampling)."""
 
 

@@ -55,8 +55,8 @@ class SelfAttention(nn.Module):
         heads: of the attention.
         biases: see `Biases`.
         dropout: of the attention weights.
-        bias: called without arguments, gives what is added to the scaled products, [heads, tokens, tokens] or None:
-            the relative positions of later papers.
+        bias: called without arguments, gives what is added to the scaled products, [1, heads, tokens, tokens] or None:
+            the relative positions of later papers. A bias that all blocks share is given to `forward`.
     """
 
     def __init__(
@@ -86,10 +86,12 @@ class SelfAttention(nn.Module):
         return q, k, v
 
     def forward(
-        self, x: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch 1 1 tokens"] | None = None
-    ) -> Float[Tensor, "batch tokens width"]:
+        self, x: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch 1 1 tokens"] | None = None,
+        bias: Float[Tensor, "1 heads tokens tokens"] | None = None,
+    ) -> Float[Tensor, "batch tokens width"]:  # fmt: skip
         q, k, v = self.split(x)
-        bias = None if self.bias is None else self.bias()
+        if bias is None and self.bias is not None:
+            bias = self.bias()
         y = attention(q, k, v, mask=mask, bias=bias, dropout=self.dropout if self.training else 0.0)
         return self.project(rearrange(y, "b h n d -> b n (h d)"))
 
@@ -158,10 +160,11 @@ class ViTBlock(nn.Module):
         return drop_path(y if scale is None else y * scale, self.drop if self.training else 0.0)
 
     def forward(
-        self, x: Float[Tensor, "batch *tokens width"], mask: Bool[Tensor, "batch 1 1 tokens"] | None = None
-    ) -> Float[Tensor, "batch *tokens width"]:
-        looked = self.attention(self.norm1(x)) if mask is None else self.attention(self.norm1(x), mask)
-        x = x + self._branch(self.dropout(looked), self.scale1)
+        self, x: Float[Tensor, "batch *tokens width"], mask: Bool[Tensor, "batch 1 1 tokens"] | None = None,
+        bias: Float[Tensor, "1 heads tokens tokens"] | None = None,
+    ) -> Float[Tensor, "batch *tokens width"]:  # fmt: skip
+        given = {name: value for name, value in (("mask", mask), ("bias", bias)) if value is not None}
+        x = x + self._branch(self.dropout(self.attention(self.norm1(x), **given)), self.scale1)
         return x + self._branch(self.mlp(self.norm2(x)), self.scale2)
 
 
