@@ -495,7 +495,7 @@ recipes = {
                 networks={"network": "mlp_mixer_b16(drop=0.1)"},
                 data="imagenet",
                 preprocess=HALF,
-                crop="vgg.scale_jitter(low=224, high=480)",
+                crop="googlenet.scale_and_aspect",
                 augment=("flip", "deit.rand_augment(magnitude=15)"),
                 batch_size=4096,
                 epochs=300,
