@@ -147,7 +147,7 @@ def road(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     from jingdu.papers.cnn.nas import count_cost
 
     values = {}
-    for number, step in enumerate(STEPS):
+    for number, step in lab.budget(full=list(enumerate(STEPS)), smoke=[(0, STEPS[0]), (len(STEPS) - 1, STEPS[-1])]):
         stage = _stage(lab, f"convnext_roadmap(steps={number}, {ROAD})", UPDATES // 2)
         run = lab.train(stage, seed=seed)
         cost = count_cost(run.system.network, (1, SIDE, SIDE))
@@ -164,8 +164,9 @@ def draw_road(figure: Any, outcome: Outcome) -> None:
 
     figure.set_size_inches(8.8, 6.2)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
-    places = np.arange(len(STEPS))[::-1]
-    ours = 100 - 100 * np.array([outcome.values[step.name]["error"] for step in STEPS])
+    steps = [step for step in STEPS if step.name in outcome.values]
+    places = np.arange(len(steps))[::-1]
+    ours = 100 - 100 * np.array([outcome.values[step.name]["error"] for step in steps])
     for row in ours.T:
         left.plot(row, places, "o", color=PALETTE[0], alpha=0.3, markersize=4)
     left.plot(ours.mean(1), places, "o-", color=PALETTE[0], label="ours, digits")
@@ -173,10 +174,10 @@ def draw_road(figure: Any, outcome: Outcome) -> None:
         left.annotate(
             f"{mean:.1f}", (mean, place), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8.5
         )
-    left.set_yticks(places, [step.about.rpartition(" (")[0] or step.about for step in STEPS], fontsize=8.5)
+    left.set_yticks(places, [step.about.rpartition(" (")[0] or step.about for step in steps], fontsize=8.5)
     left.set_xlabel("test accuracy (%)")
     left.set_title(f"digits, {len(outcome.seeds)} seeds and their mean")
-    right.plot([step.accuracy for step in STEPS], places, "o-", color=QUIET)
+    right.plot([step.accuracy for step in steps], places, "o-", color=QUIET)
     right.set_xlabel("top-1 on ImageNet (%)")
     right.set_title("the paper's Figure 2")
     figure.suptitle("The road from ResNet to ConvNeXt")
