@@ -286,7 +286,7 @@ def enlarge(tensor: Tensor, grid: Sequence[int], part: str, units: int) -> Tenso
     return found if part == "expand.weight" else found.T.contiguous()
 
 
-# Permuted images (Sec. 3.3, Fig. 4) -------------------------------------------------------------------
+# Permuted images (Fig. 4) ----------------------------------------------------------------------------
 
 
 def permute(
