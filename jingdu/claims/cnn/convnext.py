@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from jingdu.data.preprocess import Preprocess
 from jingdu.engine.contracts import Stage
 from jingdu.lab import Lab, Outcome, Test, claim
-from jingdu.papers.cnn.convnext import STEPS
+from jingdu.papers.cnn.convnext import DIGITS, STEPS
 
-SIDE, BATCH, UPDATES = 16, 32, 400
+SIDE, BATCH, UPDATES = DIGITS.size, 32, 400
 GREY = "in_channels=1, num_classes=10"
 ARMS = {
     "convnext": f"convnext_mini(widths=(16, 32, 64), scale=None, {GREY})",
@@ -17,9 +16,6 @@ ARMS = {
 """Three stages from patches of 2x2 pixels, or a stem of stride 2: 144 to 159 thousand weights, 1.25 to 1.51 million
 multiply-adds of convolutions and linear layers; Swin's attention has a tenth of a million more."""
 LABELS = {"convnext": "ConvNeXt", "swin": "Swin", "resnet": "ResNet"}
-
-
-DIGITS = Preprocess(size=SIDE, resize=SIDE, mean=(0.305,), std=(0.376,), channels=1)
 
 
 def _stage(lab: Lab, network: str, updates: int = UPDATES) -> Stage:

@@ -191,8 +191,8 @@ def test_every_step_trains() -> None:
 
 
 def test_the_recipe_runs(tmp_path: Path) -> None:
-    network = "convnext_mini(depths=(1, 1), widths=(6, 10))"
-    jingdu.train("convnext", out=tmp_path / "run", steps=2, batch_size=3, networks={"network": network}, data="scenes(count=9, test_count=5)")  # fmt: skip
+    network = "convnext_mini(depths=(1, 1), widths=(6, 10), in_channels=1, num_classes=10)"
+    jingdu.train("convnext", out=tmp_path / "run", steps=2, batch_size=3, networks={"network": network})
     Image.new("RGB", (40, 32), "red").save(tmp_path / "red.png")
     model = jingdu.create("convnext_mini", weights=tmp_path / "run")
     (result,) = jingdu.paper("convnext").load().predict(model, [str(tmp_path / "red.png")], top=3)
