@@ -36,7 +36,7 @@ ORDERS = ("original", "patches", "pixels")
 # 450 digits to test on, a point is four digits. Margins stand.
 @claim(
     "Another order of patches and of the pixels in them costs Mixer nothing; a convolutional network loses by it.",
-    source="Sec. 3.3, Fig. 4",
+    source="Fig. 4",
     tests=(
         Test("mixer.twin_difference", 0, below=1e-4, about="permuted weights see permuted digits as before, exactly"),
         Test(

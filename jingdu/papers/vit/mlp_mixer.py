@@ -286,7 +286,7 @@ def enlarge(tensor: Tensor, grid: Sequence[int], part: str, units: int) -> Tenso
     return found if part == "expand.weight" else found.T.contiguous()
 
 
-# Permuted images (Sec. 3.3, Fig. 4) -------------------------------------------------------------------
+# Permuted images (Fig. 4) ----------------------------------------------------------------------------
 
 
 def permute(
@@ -495,7 +495,7 @@ recipes = {
                 networks={"network": "mlp_mixer_b16(drop=0.1)"},
                 data="imagenet",
                 preprocess=HALF,
-                crop="vgg.scale_jitter(low=224, high=480)",
+                crop="googlenet.scale_and_aspect",
                 augment=("flip", "deit.rand_augment(magnitude=15)"),
                 batch_size=4096,
                 epochs=300,

@@ -1,6 +1,7 @@
 """ConvNeXt's own parts."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from jingdu.papers.cnn.convnext import (
     channel_norm,
 )
 from jingdu.papers.cnn.nas import count_cost
+from jingdu.papers.vit.beit import FineTuning
 
 SIZES = {"depths": (1, 2, 4), "widths": (6, 10, 14), "patch": 2, "num_classes": 5}
 
@@ -189,9 +191,27 @@ def test_every_step_trains() -> None:
 
 
 def test_the_recipe_runs(tmp_path: Path) -> None:
-    network = "convnext_mini(depths=(1, 1), widths=(6, 10))"
-    jingdu.train("convnext", out=tmp_path / "run", steps=2, batch_size=3, networks={"network": network}, data="scenes(count=9, test_count=5)")  # fmt: skip
+    network = "convnext_mini(depths=(1, 1), widths=(6, 10), in_channels=1, num_classes=10)"
+    jingdu.train("convnext", out=tmp_path / "run", steps=2, batch_size=3, networks={"network": network})
     Image.new("RGB", (40, 32), "red").save(tmp_path / "red.png")
     model = jingdu.create("convnext_mini", weights=tmp_path / "run")
     (result,) = jingdu.paper("convnext").load().predict(model, [str(tmp_path / "red.png")], top=3)
     assert len(result.data["top"]) == 3
+
+
+def test_fine_tuning_lowers_the_rate_of_lower_layers() -> None:
+    """BEiT's system takes all but the head, and each layer's rate from `layer_depth`."""
+    sizes = {"depths": (1, 2, 4), "widths": (6, 10, 14), "patch": 2}
+    old = filled(jingdu.create("convnext_mini", num_classes=11, **sizes))
+    network = jingdu.create("convnext_mini", num_classes=5, **sizes)
+    system = FineTuning(network, "before", 0.5, fresh=("head",), previous={"before": SimpleNamespace(network=old)})
+    assert torch.equal(network.stages[1].blocks[1].expand.weight, old.stages[1].blocks[1].expand.weight)
+    assert network.head.out_features == 5
+    assert system.rates["network.head.weight"] == system.rates["network.norm.bias"] == 1.0
+    assert system.rates["network.stages.2.blocks.3.scale"] == 0.5
+    assert (
+        system.rates["network.stages.2.blocks.0.scale"]
+        == system.rates["network.stages.2.downsample.conv.weight"]
+        == 0.25
+    )
+    assert system.rates["network.stem.conv.weight"] == 0.5**5

@@ -137,7 +137,7 @@ def test_orders_of_patches_and_pixels() -> None:
 
 
 def test_a_permuted_network_sees_permuted_images_as_the_other() -> None:
-    """Section 3.3: of each network there is one for which another order of patches and pixels makes no difference."""
+    """Figure 4: of each network there is one for which another order of patches and pixels makes no difference."""
     model = filled(MLPMixer(**SIZES))
     patches, pixels, x = torch.randperm(15), torch.randperm(64), torch.randn(2, 3, 24, 40)
     changed = permute(x, 8, patches, pixels)
