@@ -114,6 +114,9 @@ def test_transformers_folder(options: dict[str, Any], tmp_path: Path) -> None:
         print(f"difference {assert_close(ours(x), theirs.logits):.1e}")
         for mine, wanted in zip(ours.both(x), (theirs.cls_logits, theirs.distillation_logits), strict=True):
             assert_close(mine, wanted)
+    larger = jingdu.create("deit", weights=tmp_path, image_size=96)
+    assert larger.positions.shape == (1, 2 + 6 * 6, 48)
+    assert torch.equal(larger.positions[:, :2], ours.positions[:, :2])
 
 
 def test_transformers_keeps_the_others_as_vit(tmp_path: Path) -> None:

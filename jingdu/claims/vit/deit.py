@@ -1,4 +1,4 @@
-"""DeiT's claims, on little scenes."""
+"""DeiT's claims, on handwritten digits."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,25 +7,24 @@ from jingdu.data.preprocess import Preprocess
 from jingdu.engine.contracts import Stage
 from jingdu.lab import Lab, Outcome, Test, claim
 
-SCENES = Preprocess(size=24, resize=24, mean=(0.39,) * 3, std=(0.2,) * 3)
-SCENE = "max_shapes=1, background='plain', fields=('image', 'label')"
-DATA, FEW = f"scenes(size=24, count=1500, {SCENE})", f"scenes(size=24, count=64, test_count=16, {SCENE})"
-SIZES = "width=48, depth=3, heads=3, image_size=24, patch=4"
+DIGITS = Preprocess(mean=(0.305,), std=(0.376,), channels=1)
+DATA = "digits"
+SIZES = "width=48, depth=3, heads=3, image_size=8, patch=2"
 ARMS = {
     "no teacher": ("deit.MixedClassification()", "deit_mini"),
     "soft": ("deit.Distillation(kind='soft', alpha=0.9)", "deit_mini"),
     "hard": ("deit.Distillation()", "deit_mini"),
     "token": ("deit.Distillation()", "deit_mini_distilled"),
 }
-"""System and network of each student. A soft lesson is divided by the eight classes: 0.9 makes both terms count alike."""
+"""System and network of each student. A soft lesson is divided by the ten classes: 0.9 makes both terms count alike."""
 LABELS = {"no teacher": "no teacher", "soft": "soft labels", "hard": "hard labels", "token": "hard labels,\nown token"}
-ALIKE = Stage(data=DATA, preprocess=SCENES, augment=("flip", "random_crop(padding=2)"), batch_size=64)
+ALIKE = Stage(data=DATA, preprocess=DIGITS, batch_size=64)
 
 
 def _teacher(lab: Lab) -> Stage:
     return replace(
         ALIKE,
-        data=lab.budget(full=DATA, smoke=FEW),
+        system="deit.MixedClassification()",
         networks={"network": "resnet20_cifar(width=8, depths=(1, 1, 1))"},
         steps=lab.budget(full=200, smoke=2),
         lr=0.1,
@@ -37,12 +36,11 @@ def _teacher(lab: Lab) -> Stage:
 def _student(lab: Lab, system: str, networks: dict[str, str]) -> Stage:
     return replace(
         ALIKE,
-        data=lab.budget(full=DATA, smoke=FEW),
         system=system,
         networks=networks,
-        steps=lab.budget(full=250, smoke=2),
+        steps=lab.budget(full=350, smoke=2),
         optimizer="adamw",
-        lr=2e-3,
+        lr=3e-3,
         weight_decay=0.05,
         schedule="cosine(warmup=30)",
         clip=1.0,
@@ -50,7 +48,7 @@ def _student(lab: Lab, system: str, networks: dict[str, str]) -> Stage:
 
 
 def _similarity(network: Any) -> list[float]:
-    """Cosines of the two tokens behind each block, on test scenes."""
+    """Cosines of the two tokens behind each block, on test digits."""
     import torch
 
     from jingdu.data import open_data
@@ -58,13 +56,15 @@ def _similarity(network: Any) -> list[float]:
     from jingdu.papers.vit.deit import token_similarity
 
     with torch.no_grad():
-        batch = next(evaluation_batches(open_data(DATA, "test", SCENES), 256, SCENES))
+        batch = next(evaluation_batches(open_data(DATA, "test", DIGITS), 256, DIGITS))
         return token_similarity(network.eval(), batch["image"]).tolist()
 
 
 # The margins (2 points, 0.3 points) were set on 2026-11-26, before the first full run. Tried before it, with one seed: scenes
-# on clutter, where 300 steps leave all students near chance (85.7 % without a teacher, 75.3 % with the token); digits, 24 and
-# 22 % after 300 steps, and with half of the batches unmixed 7.8 and 14.4 % after 450, where the token's student was worse.
+# on clutter, where 300 steps leave all students near chance (85.7 % without a teacher, 75.3 % with the token); here, with a
+# teacher that had seen no mixed images, 24 and 22 % after 300 steps, and with half of the batches unmixed 7.8 and 14.4 %.
+# 2026-11-26, after the full run: it fails. All students are still learning after 350 steps (12 to 16 % error, the teacher 2 %),
+# and so early the teacher's labels do not help; soft ones do, in the mean.
 @claim(
     "A token that learns a convolutional teacher's hard labels makes a vision transformer better than no teacher does, and no "
     "worse than hard labels for the class token.",
@@ -80,10 +80,10 @@ def _similarity(network: Any) -> list[float]:
         Test("token.similarity", 1, below=0.0, about="the two tokens are not the same behind the last block"),
     ),
     seeds=3,
-    minutes=6.0,
-    about="1,500 labelled scenes of one shape on a plain ground, 24x24 pixels, in place of ImageNet; all students with mixup or CutMix on "
-    "every batch, so that a mixed image's labels may be wrong; the teacher is a narrow ResNet of 8 layers that learned from the "
-    "same images, unmixed.",
+    minutes=3.0,
+    about="scikit-learn's 1,347 training digits of 8x8 pixels in place of ImageNet, and 350 steps; all students with mixup or CutMix "
+    "on every batch, so that an image's labels may be wrong; the teacher is a narrow ResNet of 8 layers that learned from the same "
+    "images, mixed in the same way.",
 )
 def distillation_token(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     """Train a ResNet, and four transformers of which three learn from it; compare their test errors."""

@@ -136,7 +136,7 @@ recipes = {
             ),
         ),
         minutes=1,
-        expect={"error": (0.0, 0.12)},
+        expect={"error": (0.0, 0.12)},  # measured: 7.3 %, and 11.3 and 6.9 % by each of the heads
         about="a DeiT of 0.1 million weights reads scikit-learn's digits, and learns from a ResNet that learned them before",
     ),
     "paper": Recipe(
