@@ -22,6 +22,7 @@ Differs from the paper in:
 - Positions are the released code's: the column's channels come first, and those of other sizes are interpolated.
 - The fine-tuned network reads the mean of the patches, as the published ones; `pool="token"` is the paper's.
 - Mixup, cutmix and random erasing in the preset `fine-tuning` are DeiT's, as the paper says.
+- In pre-training the class token has no weight decay, as elsewhere here; the released code decays it.
 - A probe reads the class token behind the encoder's norm, as the released command does (`--cls_token`).
 
 Reading order: `positions`, `masking`, `model` (the autoencoder), `training`, `probing`, `viewing`.
