@@ -224,17 +224,26 @@ def make_optimizer(stage: Stage, system: nn.Module, objective: Objective) -> tor
     if not named:
         raise UsageError(f"objective {objective.name!r} has no parameters that start with {objective.parameters}")
 
-    def decays(p: torch.Tensor) -> bool:
+    spared = {
+        f"{place}{'.' if place else ''}{name}"
+        for place, module in system.named_modules()
+        for name in getattr(module, "undecayed", ())
+    }
+
+    def decays(name: str, p: torch.Tensor) -> bool:
+        matrix = p.ndim >= 2 and name not in spared
         depthwise = p.ndim == 4 and p.shape[1] == 1
-        return stage.decay == "all" or (p.ndim >= 2 and not (stage.decay == "dense" and depthwise))
+        return stage.decay == "all" or (matrix and not (stage.decay == "dense" and depthwise))
 
     multiples = rates(system)
     groups: list[dict[str, Any]] = []
     for rate in sorted({multiples.get(name, 1.0) for name, _ in named}, reverse=True):
-        alike = [p for name, p in named if multiples.get(name, 1.0) == rate]
+        alike = [(name, p) for name, p in named if multiples.get(name, 1.0) == rate]
         more = {"lr": stage.lr * rate, "rate": rate} if rate != 1.0 else {}
-        groups.append({"params": [p for p in alike if decays(p)], "weight_decay": stage.weight_decay, **more})
-        groups.append({"params": [p for p in alike if not decays(p)], "weight_decay": 0.0, **more})
+        decayed = {name for name, p in alike if decays(name, p)}
+        for weight_decay, wanted in ((stage.weight_decay, True), (0.0, False)):
+            chosen = [p for name, p in alike if (name in decayed) == wanted]
+            groups.append({"params": chosen, "weight_decay": weight_decay, **more})
     groups = [group for group in groups if group["params"]]
     if stage.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=stage.lr, momentum=stage.momentum, nesterov=stage.nesterov)

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from PIL import Image
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from .model import BEiT
 from .tokenizer import Codebook
 from .views import map_pixels, second_view, unmap_pixels
 
-__all__ = ["fill_in", "words_beside"]
+__all__ = ["Filled", "fill", "fill_in", "page", "words_beside"]
 
 GREY = 0.5
 """Of hidden patches in a picture, from black to white."""
@@ -48,17 +49,52 @@ def words_beside(model: BEiT | Codebook, run: Path | None = None) -> Codebook | 
     return None
 
 
-def _page(rows: Sequence[Sequence[Float[Tensor, "channels height width"]]], out: Path, gap: int = 4) -> None:
-    """A row an image, its pictures side by side on white, each as large as the first; small ones are enlarged."""
-    side = max(192 // rows[0][0].shape[-1], 1) * rows[0][0].shape[-1]
+class Filled(NamedTuple):
+    """What a network makes of one image with gaps."""
+
+    named: Int64[Tensor, " hidden"]
+    """The words that it names, patch by patch."""
+    own: Int64[Tensor, " hidden"] | None
+    """The tokenizer's, where there is one."""
+    pictures: list[Tensor]
+    """In [0, 1]: the image, what is seen of it, its words with those that are named in the gaps, and its own words."""
+
+
+@torch.no_grad()
+def fill(
+    network: BEiT,
+    image: Float[Tensor, "1 channels height width"],
+    mask: Bool[Tensor, "1 down across"],
+    preprocess: Preprocess,
+    words: Codebook | None = None,
+) -> Filled:
+    """Ask a network in evaluation mode for the hidden patches of an image in [0, 1]."""
+    place = network.class_token.device
+    named = network(normalise(image, preprocess).to(place), mask.to(place)).argmax(1).cpu()
+    seen = image[0].masked_fill(F.interpolate(mask[None].float(), image.shape[2:])[0].bool(), GREY)
+    if words is None:
+        return Filled(named, None, [image[0], seen])
+    ids = words(map_pixels(second_view(image, network.grid[0] * words.stride)))
+    filled = ids.clone()
+    filled[mask] = named
+    pictures = (unmap_pixels(words.decode(x))[0] for x in (filled, ids))
+    return Filled(named, ids[mask], [image[0], seen, *pictures])
+
+
+def page(rows: Sequence[Sequence[Tensor]], side: int = 192, gap: int = 4) -> Float[Tensor, "3 height width"]:
+    """Rows of pictures side by side on white, each as large as the first: `side` pixels or a little less, or as it is."""
+    side = max(side // rows[0][0].shape[-1], 1) * rows[0][0].shape[-1]
     lines = []
     for row in rows:
         pictures = [F.interpolate(x[None], (side, side))[0].expand(3, -1, -1) for x in row]
         lines.append(torch.cat([F.pad(x, (gap, 0, gap, 0), value=1.0) for x in pictures], 2))
-    page = F.pad(torch.cat(lines, 1), (0, gap, 0, gap), value=1.0)
+    return F.pad(torch.cat(lines, 1), (0, gap, 0, gap), value=1.0)
+
+
+def _write(picture: Float[Tensor, "3 height width"], out: Path) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((page * 255).round().byte().permute(1, 2, 0).cpu().numpy()).save(out)
+        Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy()).save(out)
     except (OSError, ValueError) as error:  # ValueError: Pillow knows no format of that ending
         raise UsageError(f"cannot write {out} ({error}): choose another --out") from None
 
@@ -72,7 +108,6 @@ def _sized(preprocess: Preprocess | None, size: int | None, channels: int) -> Pr
     return found if found.size == size else replace(found, size=size, resize=resize, channels=channels)
 
 
-@torch.no_grad()
 def fill_in(
     model: BEiT | Codebook, inputs: Sequence[str], words: Codebook | None, hidden: int | None, how: str, seed: int,
     out: Path,
@@ -98,7 +133,6 @@ def fill_in(
     if network is not None and words is not None and words.words != network.words:
         raise UsageError(f"the network predicts one of {network.words} words, the codebook has {words.words}")
     model.eval()
-    device = next(iter(model.state_dict().values())).device
     preprocess = _sized(
         origin_of(model).preprocess, None if network is None else network.image_size[0],
         model.channels if network is None else network.patches.projection.in_channels,
@@ -106,33 +140,29 @@ def fill_in(
     random, rows, found = Random(seed), [], []
     for path in expand_inputs(inputs):
         image = prepare(decode(path, preprocess.channels), preprocess)[None]
-        row, said, data = [image[0]], [], {"file": str(path)}
-        ids = None
-        if words is not None:
-            side = image.shape[2] // words.stride * words.stride if network is None else network.grid[0] * words.stride
-            ids = words(map_pixels(second_view(image, side)).to(device))
-        if network is not None:
-            mask = hide(network.grid, random, hidden, how)[None].to(device)
-            logits = network(normalise(image, preprocess).to(device), mask)
-            named = logits.argmax(1)
-            row.append(image[0].masked_fill(F.interpolate(mask[None].float().cpu(), image.shape[2:])[0].bool(), GREY))
-            data |= {"patches": mask.numel(), "mask": mask[0].int().tolist(), "words": named.tolist(), "seed": seed}
-            said.append(f"{int(mask.sum())} of {mask.numel()} patches hidden")
-            if ids is None:
-                said.append("words " + " ".join(map(str, named[:8].tolist())) + (" ..." if len(named) > 8 else ""))
-            else:
-                right = int((named == ids[mask]).sum())
-                data |= {"true_words": ids[mask].tolist(), "right": right}
-                said.append(f"{right} of {len(named)} words are the tokenizer's own")
-                filled = ids.clone()
-                filled[mask] = named
-                row.append(unmap_pixels(words.decode(filled))[0].cpu())
-        else:
+        data: dict[str, Any] = {"file": str(path)}
+        if network is None:
+            ids = model(map_pixels(second_view(image, image.shape[2] // model.stride * model.stride)))
+            rows.append([image[0], unmap_pixels(model.decode(ids))[0]])
             data |= {"words": ids[0].tolist()}
-            said.append(f"{len(ids.unique())} of {model.words} words")
-        if ids is not None:
-            row.append(unmap_pixels(words.decode(ids))[0].cpu())
-        rows.append(row)
-        found.append(Prediction(str(path), f"{path}: {', '.join(said)}", data, (out,)))
-    _page(rows, out)
+            said = f"{len(ids.unique())} of {model.words} words"
+        else:
+            mask = hide(network.grid, random, hidden, how)[None]
+            filled = fill(network, image, mask, preprocess, words)
+            rows.append(filled.pictures)
+            data |= {
+                "patches": mask.numel(),
+                "mask": mask[0].int().tolist(),
+                "words": filled.named.tolist(),
+                "seed": seed,
+            }
+            said = f"{int(mask.sum())} of {mask.numel()} patches hidden, "
+            if filled.own is None:
+                said += "words " + " ".join(map(str, data["words"][:8])) + (" ..." if len(filled.named) > 8 else "")
+            else:
+                right = int((filled.named == filled.own).sum())
+                data |= {"true_words": filled.own.tolist(), "right": right}
+                said += f"{right} of {len(filled.named)} words are the tokenizer's own"
+        found.append(Prediction(str(path), f"{path}: {said}", data, (out,)))
+    _write(page(rows), out)
     yield from found

@@ -4,6 +4,7 @@ import math
 from random import Random
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -33,7 +34,7 @@ def block_mask(
         random: draws areas, aspect ratios and places.
         aspect: the least and the largest ratio of height to width, uniform in its logarithm.
     """
-    mask = torch.zeros(grid, dtype=torch.bool)
+    mask = np.zeros(grid, dtype=bool)
     count = 0
     while count < hidden:
         for _ in range(TRIES):
@@ -44,14 +45,14 @@ def block_mask(
                 continue
             top, left = random.randint(0, grid[0] - height), random.randint(0, grid[1] - width)
             window = mask[top : top + height, left : left + width]
-            new = window.numel() - int(window.sum())
+            new = window.size - int(window.sum())
             if 0 < new <= hidden - count:
                 window[:] = True
                 count += new
                 break
         else:
             break
-    return mask
+    return torch.from_numpy(mask)
 
 
 def scattered_mask(grid: tuple[int, int], hidden: int, random: Random) -> Bool[Tensor, "down across"]:

@@ -39,6 +39,7 @@ class BEiT(nn.Module):
         dropout: behind the embedding, and in the blocks.
         drop: probability that an image skips a branch of the last block; earlier blocks have less, evenly.
         scale: where layer scale starts; None has none.
+        std: of the weights at the start.
         block: what `ViTBlock` takes further: ratio, attention_dropout, activation, eps.
 
     Raises UsageError for an image that patches do not divide, and another pool.
@@ -59,6 +60,7 @@ class BEiT(nn.Module):
         dropout: float | int = 0.0,
         drop: float | int = 0.0,
         scale: float | None = 0.1,
+        std: float = 0.02,
         **block: Any,
     ):
         super().__init__()
@@ -84,10 +86,10 @@ class BEiT(nn.Module):
         self.norm = nn.LayerNorm(width, eps=block.get("eps", 1e-6))
         count = num_classes if words is None else words
         self.head = nn.Linear(width, count) if count else nn.Identity()
-        self.initialise()
+        self.initialise(std)
 
     def initialise(self, std: float = 0.02) -> None:
-        """Section 2.5, Appendix: weights N(0, 0.02) within one deviation, the two that end a branch divided by sqrt(2 l).
+        """Section 2.5: weights N(0, std) within one deviation, the two that end a branch of block l divided by sqrt(2 l).
 
         A classifier's head starts a thousandth as large (modeling_finetune.py).
         """

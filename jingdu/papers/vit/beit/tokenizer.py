@@ -108,7 +108,9 @@ class Clustering:
     def _forget(self) -> None:
         self.sums = torch.zeros_like(self.tokenizer.patches)
         self.counts = torch.zeros(self.tokenizer.words, dtype=torch.float64)
-        self.farthest, self.squares, self.seen = self.sums[:0], 0.0, 0
+        # The patches farthest from their words, behind their distances
+        self.farthest = self.sums.new_zeros(0, 1 + self.sums.shape[1])
+        self.squares, self.seen = 0.0, 0
 
     def observe(self, batch: Batch, number: int) -> dict[str, Any]:
         """Keep patches in the first pass; in later ones add each to the sum of its word."""
@@ -122,7 +124,8 @@ class Clustering:
         self.sums.index_add_(0, ids, x)
         self.counts += ids.bincount(minlength=self.tokenizer.words)
         self.squares, self.seen = self.squares + float(apart.sum()), self.seen + x.numel()
-        self.farthest = torch.cat((self.farthest, x[apart.topk(min(8, len(x))).indices]))[-self.tokenizer.words :]
+        far = torch.cat((self.farthest, torch.cat((apart[:, None], x), 1)))
+        self.farthest = far[far[:, 0].topk(min(self.tokenizer.words, len(far))).indices]
         return {"error": float(apart.mean() / x.shape[1])}
 
     def end_pass(self, number: int) -> None:
@@ -134,7 +137,7 @@ class Clustering:
             used = self.counts > 0
             self.tokenizer.patches[used] = (self.sums[used] / self.counts[used, None]).to(self.sums.dtype)
             unused = (~used).nonzero()[: len(self.farthest), 0]
-            self.tokenizer.patches[unused] = self.farthest[: len(unused)]
+            self.tokenizer.patches[unused] = self.farthest[: len(unused), 1:]
         self._forget()
 
     def update(self, batch: Batch) -> None:

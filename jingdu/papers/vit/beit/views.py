@@ -14,7 +14,6 @@ from jingdu.data import open_data
 from jingdu.data.augment import flip
 from jingdu.data.base import Batch
 from jingdu.data.draws import Draws
-from jingdu.data.images import to_tensor
 from jingdu.data.preprocess import Preprocess
 from jingdu.errors import UsageError
 from jingdu.papers.cnn.googlenet import scale_and_aspect
@@ -46,7 +45,8 @@ def second_view(
         return images
     bytes_ = (images * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     pictures = (Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array) for array in bytes_)
-    return torch.stack([to_tensor(picture.resize((size, size), Image.Resampling.LANCZOS)) for picture in pictures])
+    small = np.stack([np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS)) for picture in pictures])
+    return torch.from_numpy(small).view(*small.shape[:3], -1).permute(0, 3, 1, 2).float().div(255)
 
 
 def two_views(
