@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 import jingdu
 import jingdu.papers.vit.mae
@@ -36,6 +34,7 @@ from jingdu.papers.vit.mae import (
     visible,
 )
 from jingdu.papers.vit.vit import ViT, resize_positions
+from tests.largest import Largest
 
 SIZES = {"image_size": (24, 40), "patch": 8, "width": 12, "depth": 3, "heads": 3, "decoder": (8, 2, 2)}
 CLASSIFIER = {"image_size": 16, "patch": 8, "width": 12, "depth": 4, "heads": 3, "num_classes": 5}
@@ -210,18 +209,6 @@ def test_bad_sizes_are_told() -> None:
         MAE(**SIZES)(torch.randn(1, 3, 24, 32))
 
 
-class _Largest(TorchDispatchMode):
-    """The most numbers that one tensor has which is made meanwhile."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        sizes = (x.untyped_storage().nbytes() // x.element_size() for x in tree_leaves(out) if isinstance(x, Tensor))
-        self.numbers = max(self.numbers, *sizes, 0)
-        return out
-
-
 @pytest.mark.parametrize("kind", ["autoencoder", "fine-tuned"])
 def test_no_attention_matrix_is_stored(kind: str) -> None:
     """1,600 tokens, forth and back: nothing comes near the square of their number."""
@@ -229,11 +216,11 @@ def test_no_attention_matrix_is_stored(kind: str) -> None:
     x = torch.randn(1, 3, 80, 80)
     if kind == "autoencoder":
         system = PreTraining(MAE(**sizes, decoder=(8, 1, 2), masked=0.1))
-        with _Largest() as largest:
+        with Largest() as largest:
             system({"image": x}, "loss")[0].backward()
     else:
         network = jingdu.create("mae_finetune_base", **sizes, num_classes=3)
-        with _Largest() as largest:
+        with Largest() as largest:
             network(x).sum().backward()
     assert 1600 * 8 <= largest.numbers < 1440**2 / 20
 

@@ -22,6 +22,7 @@ Differs from the paper in:
 - Positions are the released code's: the column's channels come first, and those of other sizes are interpolated.
 - The fine-tuned network reads the mean of the patches, as the published ones; `pool="token"` is the paper's.
 - Mixup, cutmix and random erasing in the preset `fine-tuning` are DeiT's, as the paper says.
+- In pre-training the class token has no weight decay, as elsewhere here; the released code decays it.
 - A probe reads the class token behind the encoder's norm, as the released command does (`--cls_token`).
 
 Reading order: `positions`, `masking`, `model` (the autoencoder), `training`, `probing`, `viewing`.
@@ -122,7 +123,7 @@ recipes = {
             ),
         ),
         minutes=2,
-        expect={"loss": (0.1, 0.6)},
+        expect={"loss": (0.2, 0.42)},
         about="an autoencoder of 0.13 million weights rebuilds digits of which it sees 4 of 16 patches; what it has learned "
         "goes on in the presets laptop-tuning and laptop-probing",
     ),
@@ -143,7 +144,7 @@ recipes = {
             ),
         ),
         minutes=0.3,
-        expect={"error": (0.1, 0.45)},
+        expect={"error": (0.1, 0.35)},
         about='100 labelled digits for the network of the preset laptop; from another run: --system "beit.FineTuning('
         "start='RUN', layer_decay=0.75)\"",
     ),
@@ -164,7 +165,7 @@ recipes = {
             ),
         ),
         minutes=0.3,
-        expect={"error": (0.05, 0.3)},
+        expect={"error": (0.1, 0.4)},
         about="a linear classifier of what the network of the preset laptop knows; from another run: --system "
         "\"beit.FineTuning(start='RUN', fresh=('head',), frozen=True)\"",
     ),
