@@ -284,17 +284,13 @@ def draw_time(figure: Any, outcome: Outcome) -> None:
             mean = np.exp(np.log(seeds).mean(0))
             for ys in seeds:
                 axes.plot(xs, ys, color=PALETTE[place], linewidth=0.9, alpha=0.4)
-            axes.plot(xs, mean, color=PALETTE[place], marker="o", label=label)
             found = float(np.mean(outcome.values[name][measure]))
-            axes.annotate(
-                f"slope {found:.2f}", (xs[-2], mean[-2]), xytext=(-8, 8) if place else (8, -14), color=PALETTE[place],
-                textcoords="offset points", ha="right" if place else "left", weight="bold",
-            )  # fmt: skip
+            axes.plot(xs, mean, color=PALETTE[place], marker="o", label=f"{label}, slope {found:.2f}")
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xticks(xs, [f"{math.isqrt(int(x))}²" for x in xs])
         axes.minorticks_off()
         axes.set_xlabel("pixels")
         axes.set_title(title)
-        axes.legend(loc="upper left")
+        axes.legend(loc="upper left", title="slopes of the three largest sizes", alignment="left")
     figure.suptitle("Attention in windows costs in proportion to the pixels")
