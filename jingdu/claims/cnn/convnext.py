@@ -138,7 +138,7 @@ ROAD = f"depths=((2, 1), (1, 2)), widths=(16, 24), stem=2, scale=None, {GREY}"
     seeds=3,
     minutes=5.0,
     about="scikit-learn's digits at 16x16 pixels in place of ImageNet; two stages, from patches of 2x2 "
-    "where the road has patches; 200 steps of 32 digits by AdamW for each network. No layer scale, which starts too slowly "
+    "where the road has patches; 100 steps of 32 digits by AdamW for each network. No layer scale, which starts too slowly "
     "for so few steps.",
 )
 def road(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
@@ -147,7 +147,7 @@ def road(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
 
     values = {}
     for number, step in lab.budget(full=list(enumerate(STEPS)), smoke=[(0, STEPS[0]), (len(STEPS) - 1, STEPS[-1])]):
-        stage = _stage(lab, f"convnext_roadmap(steps={number}, {ROAD})", UPDATES // 2)
+        stage = _stage(lab, f"convnext_roadmap(steps={number}, {ROAD})", UPDATES // 4)
         run = lab.train(stage, seed=seed)
         cost = count_cost(run.system.network, (1, SIDE, SIDE))
         values[step.name] = {"error": run.metrics["error"], "weights": cost.parameters, "multiply_adds": cost.flops}
