@@ -116,12 +116,12 @@ def test_the_authors_files(tmp_path: Path) -> None:
     file = tmp_path / "Mixer-B_16.npz"
     reference = timm_file(tmp_path / "a.safetensors", **SMALL, img_size=48, act_layer=lambda: nn.GELU("tanh"))
     np.savez(file, **to_flax(reference))
-    ours = jingdu.create("mlp_mixer", weights=file)
-    assert ours.image_size == (48, 48) and len(ours.blocks) == 3
+    sizes = {"width": 46, "depth": 3, "num_classes": 11, "image_size": 48}
+    ours = jingdu.create("mlp_mixer_b16", weights=file, activation="gelu_tanh", **sizes)
     x = images(2, 3, 48, 48)
     with torch.inference_mode():
         print(f"difference {assert_close(ours(x), reference(x)):.1e}")
-        exact = jingdu.create("mlp_mixer", weights=file, activation="gelu")(x)
+        exact = jingdu.create("mlp_mixer_b16", weights=file, **sizes)(x)
     assert not torch.allclose(exact, ours(x), atol=1e-6)
 
 

@@ -56,7 +56,10 @@ def _milliseconds(lab: Lab, networks: dict[str, Any]) -> dict[str, float]:
 
 
 # The margins (half a point against Swin, the sign against ResNet, no slower than Swin) were set on 2026-11-26, before the first
-# full run.
+# full run. The same day, the full run, inconclusive: Swin is worse by 2.6 points [1.0, 4.2]; the ResNet is as good (0.6 points
+# better [-1.1, 2.3]), though ConvNeXt learns sooner; and Swin takes 1.27 times as long [0.92, 1.75] on a machine that others
+# used at the time. On turned and moved digits of 24 pixels, tried before for one seed and 400 steps, the ResNet was far ahead
+# (12 %, ConvNeXt 51 %, Swin 88 %): narrow networks that start at weights of 0.02 learn slowly there. Margins stand.
 @claim(
     "A convolutional network with a transformer's habits is as accurate as Swin and more so than a ResNet, and no slower.",
     source="Tab. 1, Fig. 1",
@@ -122,7 +125,9 @@ def draw(figure: Any, outcome: Outcome) -> None:
 ROAD = f"depths=((2, 1), (1, 2)), widths=(16, 24), stem=2, scale=None, {GREY}"
 
 
-# The margin (no more than the sign) was set on 2026-11-26, before the first full run.
+# The margin (no more than the sign) was set on 2026-11-26, before the first full run. The same day it failed: up to one activation
+# a block the road goes up and down where the paper's does, from 96.7 to 97.5 %; with one norm a block, 100 steps are too few for
+# narrow branches that start at weights of 0.02 with nothing to scale them up, and its end has 91.9 %. The margin stands.
 @claim(
     "Step by step the road from ResNet to ConvNeXt leads to a lower error at about the same cost.",
     source="Fig. 2, Tab. 10",
@@ -135,7 +140,7 @@ ROAD = f"depths=((2, 1), (1, 2)), widths=(16, 24), stem=2, scale=None, {GREY}"
     seeds=3,
     minutes=5.0,
     about="scikit-learn's digits at 16x16 pixels in place of ImageNet; two stages, from patches of 2x2 "
-    "where the road has patches; 200 steps of 32 digits by AdamW for each network. No layer scale, which starts too slowly "
+    "where the road has patches; 100 steps of 32 digits by AdamW for each network. No layer scale, which starts too slowly "
     "for so few steps.",
 )
 def road(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
@@ -144,7 +149,7 @@ def road(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
 
     values = {}
     for number, step in lab.budget(full=list(enumerate(STEPS)), smoke=[(0, STEPS[0]), (len(STEPS) - 1, STEPS[-1])]):
-        stage = _stage(lab, f"convnext_roadmap(steps={number}, {ROAD})", UPDATES // 2)
+        stage = _stage(lab, f"convnext_roadmap(steps={number}, {ROAD})", UPDATES // 4)
         run = lab.train(stage, seed=seed)
         cost = count_cost(run.system.network, (1, SIDE, SIDE))
         values[step.name] = {"error": run.metrics["error"], "weights": cost.parameters, "multiply_adds": cost.flops}
@@ -175,5 +180,5 @@ def draw_road(figure: Any, outcome: Outcome) -> None:
     left.set_title(f"digits, {len(outcome.seeds)} seeds and their mean")
     right.plot([step.accuracy for step in steps], places, "o-", color=QUIET)
     right.set_xlabel("top-1 on ImageNet (%)")
-    right.set_title("the paper's Figure 2")
+    right.set_title("in Figure 2")
     figure.suptitle("The road from ResNet to ConvNeXt")

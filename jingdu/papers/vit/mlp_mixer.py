@@ -17,8 +17,8 @@ Places need no code: the first MLP's weights belong to places. The cost is linea
 data it gains more than they do (Fig. 2). It does not care in what order patches, and pixels in them, come (Fig. 4).
 
 Differs from the paper in:
-- The MLPs have the exact GELU, as timm's; the authors' code has its approximation (`activation="gelu_tanh"`). What is read
-  from the authors' .npz files has that.
+- The MLPs have the exact GELU, as timm's; the authors' code has its approximation (`activation="gelu_tanh"`), and with it
+  their .npz files give what they gave.
 - MLPs start as ViT's (Glorot's uniform weights), in place of LeCun's normal ones.
 - For a larger image the text gives W1 and W2 copies on the diagonal, and not which patches make a block: here each copy sees
   one tile of the image, as the network saw its images before.
@@ -27,11 +27,9 @@ Differs from the paper in:
 """
 
 import copy
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -45,7 +43,7 @@ from jingdu.data.base import Batch, Data
 from jingdu.data.draws import Draws, generator, permutation
 from jingdu.data.preprocess import Preprocess
 from jingdu.engine.contracts import Recipe, Stage
-from jingdu.errors import BadInput, UsageError, unknown
+from jingdu.errors import UsageError, unknown
 from jingdu.nn import check_images, each
 from jingdu.papers.cnn.alexnet import classify
 from jingdu.papers.cnn.nas.cells import drop_path
@@ -54,7 +52,7 @@ from jingdu.prediction import Prediction, origin_of
 
 __all__ = [
     "Across", "MLPMixer", "MixerBlock", "Shuffled", "TokenMLP", "build", "enlarge", "permute", "permuted", "predict",
-    "read_weights", "shuffled", "tiles",
+    "shuffled", "tiles",
 ]  # fmt: skip
 
 # The network (Sec. 2) ---------------------------------------------------------------------------------
@@ -420,44 +418,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def build(variant: str, **overrides: Any) -> MLPMixer:
     """The network of a variant; overrides are the arguments of `MLPMixer`."""
     return MLPMixer(**{**VARIANTS[variant], **overrides})
-
-
-def read_weights(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]] | None:
-    """The sizes and tensors of one of the authors' files (.npz); None for files of other formats.
-
-    Its names are those of flax (MixerBlock_0/token_mixing/Dense_0/kernel); its matrices are [in, out], its patches' kernel
-    is [patch, patch, channels, width]. The network has their tanh form of GELU. Raises BadInput where it is damaged.
-    """
-    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: torch.from_numpy(np.asarray(file[name], dtype=np.float32)) for name in file.files}
-        stem, head = arrays["stem/kernel"], arrays["head/kernel"]
-        depth = len({name.partition("/")[0] for name in arrays if name.startswith("MixerBlock_")})
-        first = "MixerBlock_0/{}_mixing/Dense_0/kernel"
-        patches, tokens = arrays[first.format("token")].shape
-        channels = arrays[first.format("channel")].shape[1]
-        found = {
-            "patches.projection.weight": stem.permute(3, 2, 0, 1), "patches.projection.bias": arrays["stem/bias"],
-            "norm.weight": arrays["pre_head_layer_norm/scale"], "norm.bias": arrays["pre_head_layer_norm/bias"],
-            "head.weight": head.T, "head.bias": arrays["head/bias"],
-        }  # fmt: skip
-        for i in range(depth):
-            for number, mlp in enumerate(("token", "channel")):
-                norm, ours = f"MixerBlock_{i}/LayerNorm_{number}", f"blocks.{i}.norm{number + 1}"
-                found |= {f"{ours}.weight": arrays[f"{norm}/scale"], f"{ours}.bias": arrays[f"{norm}/bias"]}
-                for place, layer in enumerate(("expand", "contract")):
-                    dense, ours = f"MixerBlock_{i}/{mlp}_mixing/Dense_{place}", f"blocks.{i}.{mlp}s.{layer}"
-                    found |= {f"{ours}.weight": arrays[f"{dense}/kernel"].T, f"{ours}.bias": arrays[f"{dense}/bias"]}
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise BadInput(path, f"no Mixer of vision_transformer's code ({error})") from None
-    sizes = {
-        "num_classes": head.shape[1], "patch": stem.shape[0], "width": stem.shape[3], "in_channels": stem.shape[2],
-        "depth": depth, "tokens": tokens, "channels": channels, "image_size": round(patches**0.5) * stem.shape[0],
-        "activation": "gelu_tanh",
-    }  # fmt: skip
-    return sizes, {name: x.contiguous() for name, x in found.items()}
 
 
 # Training and use -------------------------------------------------------------------------------------

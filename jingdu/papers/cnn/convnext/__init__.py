@@ -115,7 +115,7 @@ recipes = {
             ),
         ),
         minutes=1,
-        expect={"error": (0.0, 0.1)},
+        expect={"error": (0.0, 0.06)},
         about="three stages of narrow blocks, without layer scale, on scikit-learn's digits at 16x16 pixels",
     ),
     "paper": _imagenet(
