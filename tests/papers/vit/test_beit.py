@@ -288,6 +288,27 @@ def test_k_means_finds_the_clusters() -> None:
         Clustering(Codebook(words=6, stride=2), passes=1)
 
 
+def test_k_means_goes_on_where_it_was() -> None:
+    """In the middle of either kind of pass, through the state as it is stored."""
+    views_ = torch.rand(6, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+
+    def run(cut: int | None) -> torch.Tensor:
+        torch.manual_seed(1)
+        clustering = Clustering(Codebook(words=5, stride=4), passes=3, sample=500)
+        for step in range(9):
+            number, place = divmod(step, 3)
+            if step == cut:
+                state = clustering.state_dict()
+                clustering = Clustering(Codebook(words=5, stride=4), passes=3, sample=500)
+                clustering.load_state_dict(state)
+            clustering.observe({"view": views_[2 * place : 2 * place + 2]}, number)
+            if place == 2:
+                clustering.end_pass(number)
+        return clustering.tokenizer.patches
+
+    assert torch.equal(run(2), run(None)) and torch.equal(run(4), run(None))
+
+
 def test_a_word_without_patches_starts_anew() -> None:
     clustering = Clustering(Codebook(words=3, stride=1, channels=1), passes=2)
     clustering.tokenizer.patches.copy_(torch.tensor([[0.2], [0.3], [9.0]]))
