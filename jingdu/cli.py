@@ -135,7 +135,17 @@ def _show(words: list[str]) -> int:
     parser.add_argument("--bib", action="store_true", help="print a BibTeX entry")
     parser.add_argument("--lang", choices=("en", "zh"), default="en", help="language of the idea")
     parser.add_argument("--json", action="store_true", help="the card, for programs")
+    parser.add_argument("--attention", nargs="+", metavar="IMAGE", help="draw where the network looks in image files")
+    parser.add_argument("--weights", help="for --attention: run folder, file, hf:OWNER/NAME, URL#sha256=..., default")
+    parser.add_argument("--out", type=Path, default=Path("attention.png"), help="for --attention: the picture's file")
     flags = parser.parse_args(words)
+    if flags.attention:
+        from jingdu import verbs
+
+        for prediction in verbs.show_attention(flags.paper, flags.attention, flags.weights, flags.out):
+            print(json.dumps(prediction.data) if flags.json else prediction.text)
+        print(f"wrote {flags.out}", file=sys.stderr if flags.json else sys.stdout)
+        return 0
     card = canon.paper(flags.paper)
     if flags.source:
         files = card.source_files

@@ -109,6 +109,22 @@ def predict(
     return found.paper.load().predict(model, list(inputs), **options)
 
 
+def show_attention(
+    name: str, inputs: Sequence[str], weights: str | Path | None, out: str | Path
+) -> Iterator[Prediction]:
+    """Where a network looks in images, as a picture: what a paper's `show_attention` draws.
+
+    Raises UsageError for a paper without one, and without weights.
+    """
+    found = canon.resolve(name)
+    draw = getattr(found.paper.load(), "show_attention", None)
+    if draw is None:
+        raise UsageError(f"{found.paper.key} draws no attention: vit does")
+    if weights is None:
+        raise UsageError(f"{name} needs weights to look at an image: --weights RUN, a file, hf:OWNER/NAME or default")
+    return draw(canon.create(name, weights=weights), list(inputs), Path(out))
+
+
 def evaluate(
     name: str, weights: str | Path, data: str | None = None, *, batch_size: int | None = None, device: str = "auto"
 ) -> dict[str, float]:

@@ -50,7 +50,9 @@ def _sized(images: Float[Tensor, "batch channels height width"], size: int, chan
     return to_channels(images, channels).contiguous()
 
 
-def digits(split: Split, size: int = 8, flat: bool = False, channels: Literal[1, 3] = 1) -> Tensors:
+def digits(
+    split: Split, size: int = 8, flat: bool = False, channels: Literal[1, 3] = 1, count: int | None = None
+) -> Tensors:
     """scikit-learn's 1,797 handwritten digits: `image` [channels, size, size] in [0, 1] and `label`.
 
     A quarter of each class is the test split. Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten
@@ -61,6 +63,9 @@ def digits(split: Split, size: int = 8, flat: bool = False, channels: Literal[1,
         size: side in pixels; other than 8 is resized bilinearly.
         flat: `features` [64] instead of `image`, for methods that know no pictures.
         channels: 1, or 3 equal ones.
+        count: training digits, the first ones, mixed as they come; None has all of them.
+
+    Raises UsageError for a count of more than there are, or of none.
     """
     from sklearn.datasets import load_digits
 
@@ -68,6 +73,9 @@ def digits(split: Split, size: int = 8, flat: bool = False, channels: Literal[1,
     bunch = load_digits()
     labels = bunch.target.astype(np.int64)
     rows = _stratified(labels, split)
+    if count is not None and not 1 <= count <= 1347:
+        raise UsageError(f"digits(count={count!r}): there are 1,347 training digits")
+    rows = rows[:count] if split == "train" else rows
     images = torch.from_numpy(bunch.images[rows].astype(np.float32) / 16)[:, None]
     images = _sized(images, size, 1 if flat else channels)
     content = {"features": images.flatten(1)} if flat else {"image": images}

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -23,8 +24,8 @@ from jingdu.data.split import split_names
 from jingdu.errors import BadInput, Refused, UsageError
 
 __all__ = [
-    "Crop", "ImageFolder", "Pictures", "decode", "expand_inputs", "load_image", "normalise", "prepare",
-    "resize_shorter", "to_channels", "to_tensor",
+    "Crop", "ImageFolder", "Pictures", "decode", "expand_inputs", "load_image", "normalise", "page", "prepare",
+    "resize_shorter", "to_channels", "to_tensor", "write_picture",
 ]  # fmt: skip
 
 Crop = Callable[[Image.Image, Draws, Preprocess], Tensor]
@@ -208,6 +209,31 @@ def _view(
         raise
     except Refused as error:
         raise BadInput(name, str(error)) from None
+
+
+def page(rows: Sequence[Sequence[Tensor]], side: int = 192, gap: int = 4) -> Float[Tensor, "3 height width"]:
+    """Rows of pictures side by side on white.
+
+    Args:
+        rows: pictures in [0, 1], [1 or 3, height, width] each, all of one shape but for their channels.
+        side: their width on the page, or a little less: small ones are enlarged a whole number of times.
+        gap: pixels between them.
+    """
+    scale = max(side // rows[0][0].shape[-1], 1)
+    lines = []
+    for row in rows:
+        pictures = [x.repeat_interleave(scale, 1).repeat_interleave(scale, 2).expand(3, -1, -1) for x in row]
+        lines.append(torch.cat([F.pad(x, (gap, 0, gap, 0), value=1.0) for x in pictures], 2))
+    return F.pad(torch.cat(lines, 1), (0, gap, 0, gap), value=1.0)
+
+
+def write_picture(picture: Float[Tensor, "3 height width"], out: Path) -> None:
+    """A picture in [0, 1] as a file of the kind that its ending names. Raises UsageError where it cannot be written."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).cpu().numpy()).save(out)
+    except (OSError, ValueError) as error:  # ValueError: Pillow knows no format of that ending
+        raise UsageError(f"cannot write {out} ({error}): choose another --out") from None
 
 
 def expand_inputs(words: Iterable[str | Path]) -> list[Path]:

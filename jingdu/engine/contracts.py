@@ -114,6 +114,7 @@ _TINY = math.ulp(0.0)
 _BOUNDS: dict[str, tuple[float, float]] = {
     "workers": (0, 64),
     "batch_size": (1, math.inf),
+    "repeats": (1, 64),
     "epochs": (_TINY, sys.float_info.max),
     "steps": (1, math.inf),
     "lr": (0, sys.float_info.max),
@@ -161,16 +162,18 @@ class Stage:
 
     batch_size: int = 128
     """Samples per update, over all accumulation parts."""
+    repeats: int = 1
+    """Copies of each image in a batch, each augmented in its own way (deit): as many steps an epoch, on fewer images."""
     epochs: float | None = None
     """Length as passes over the data; give this or `steps`."""
     steps: int | None = None
     """Length in steps."""
 
-    optimizer: Literal["sgd", "adam", "adamw", "adadelta", "rmsprop"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw", "adadelta", "rmsprop", "lars"] = "sgd"
     lr: float = 0.1
     """The schedule's peak learning rate."""
     momentum: float = 0.9
-    """SGD's and RMSProp's momentum; Adadelta's rho."""
+    """SGD's, LARS' and RMSProp's momentum; Adadelta's rho."""
     nesterov: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's; the second is RMSProp's decay."""
@@ -179,7 +182,9 @@ class Stage:
     """Adam's and AdamW's averages are divided by what they lack in the first steps; BERT's released optimiser does not."""
     weight_decay: float = 0.0
     decay: Literal["all", "matrices", "dense"] = "matrices"
-    """Which parameters decay: all, only those with two axes or more (no biases, no norms), or of these no depthwise kernels."""
+    """Which parameters decay: all, only those with two axes or more (no biases, no norms), or of these no depthwise kernels.
+
+    Of matrices those are left out that their module calls `undecayed`."""
     schedule: str = "constant"
     """constant, step, multistep, cosine, onecycle, linear, inverse_sqrt, exponential, with their arguments."""
     per_objective: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -214,6 +219,8 @@ class Stage:
                 least = "above 0" if low == _TINY else f"at least {low:g}"
                 wanted = f"from {low:g} to {high:g}" if high <= 64 else f"{least} and finite"
                 raise UsageError(f"{name.replace('_', '-')} is {value}: it must be {wanted}")
+        if self.repeats > 1 and self.method == "fit":
+            raise UsageError("repeats are for training by gradient: passes over the data read each sample once")
         for objective, changes in self.per_objective.items():
             if strange := set(changes) - {field.name for field in fields(self)}:
                 raise UsageError(f"per-objective {objective}: a stage has no field {sorted(strange)[0]!r}")

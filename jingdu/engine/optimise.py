@@ -158,6 +158,47 @@ class _UncorrectedAdamW(_Uncorrected, torch.optim.AdamW):
     pass
 
 
+class LARS(torch.optim.Optimizer):
+    r"""Layer-wise adaptive rates (You et al. 2017, arXiv 1708.03888) as MoCo v3 and MAE have them.
+
+    The gradient of a matrix or kernel $w$, with its decay $\lambda w$, is scaled to the length $\eta \|w\|$, and then goes into
+    the momentum; one of another parameter as it is. Where $w$ or its gradient is zero nothing is scaled.
+
+    Args:
+        params: parameters or groups.
+        lr: the rate.
+        momentum: of the scaled gradients.
+        weight_decay: $\lambda$, of matrices and kernels alone.
+        trust: $\eta$.
+    """
+
+    def __init__(
+        self, params: Any, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
+    ):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                gradient = p.grad
+                if p.ndim > 1:
+                    gradient = gradient.add(p, alpha=group["weight_decay"])
+                    length, size = gradient.norm(), p.norm()
+                    scale = torch.where((length > 0) & (size > 0), group["trust"] * size / length, 1.0)
+                    gradient = gradient * scale
+                kept = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                kept.mul_(group["momentum"]).add_(gradient)
+                p.add_(kept, alpha=-group["lr"])
+        return loss
+
+
 def rates(system: nn.Module) -> dict[str, float]:
     """Name of a parameter -> its learning rate as a multiple of the stage's, where a module's `rates` says one.
 
@@ -183,22 +224,33 @@ def make_optimizer(stage: Stage, system: nn.Module, objective: Objective) -> tor
     if not named:
         raise UsageError(f"objective {objective.name!r} has no parameters that start with {objective.parameters}")
 
-    def decays(p: torch.Tensor) -> bool:
+    spared = {
+        f"{place}{'.' if place else ''}{name}"
+        for place, module in system.named_modules()
+        for name in getattr(module, "undecayed", ())
+    }
+
+    def decays(name: str, p: torch.Tensor) -> bool:
+        matrix = p.ndim >= 2 and name not in spared
         depthwise = p.ndim == 4 and p.shape[1] == 1
-        return stage.decay == "all" or (p.ndim >= 2 and not (stage.decay == "dense" and depthwise))
+        return stage.decay == "all" or (matrix and not (stage.decay == "dense" and depthwise))
 
     multiples = rates(system)
     groups: list[dict[str, Any]] = []
     for rate in sorted({multiples.get(name, 1.0) for name, _ in named}, reverse=True):
-        alike = [p for name, p in named if multiples.get(name, 1.0) == rate]
+        alike = [(name, p) for name, p in named if multiples.get(name, 1.0) == rate]
         more = {"lr": stage.lr * rate, "rate": rate} if rate != 1.0 else {}
-        groups.append({"params": [p for p in alike if decays(p)], "weight_decay": stage.weight_decay, **more})
-        groups.append({"params": [p for p in alike if not decays(p)], "weight_decay": 0.0, **more})
+        decayed = {name for name, p in alike if decays(name, p)}
+        for weight_decay, wanted in ((stage.weight_decay, True), (0.0, False)):
+            chosen = [p for name, p in alike if (name in decayed) == wanted]
+            groups.append({"params": chosen, "weight_decay": weight_decay, **more})
     groups = [group for group in groups if group["params"]]
     if stage.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=stage.lr, momentum=stage.momentum, nesterov=stage.nesterov)
     if stage.optimizer == "adadelta":
         return torch.optim.Adadelta(groups, lr=stage.lr, rho=stage.momentum, eps=stage.eps)
+    if stage.optimizer == "lars":
+        return LARS(groups, lr=stage.lr, momentum=stage.momentum)
     if stage.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups, lr=stage.lr, alpha=stage.betas[1], eps=stage.eps, momentum=stage.momentum)
     kinds = (torch.optim.Adam, torch.optim.AdamW) if stage.bias_correction else (_UncorrectedAdam, _UncorrectedAdamW)

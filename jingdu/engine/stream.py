@@ -25,12 +25,13 @@ class Stream:
     """Training batches in order, prepared ahead by threads where asked.
 
     `shuffle` False visits the samples in their own order and keeps the last, smaller batch (`fit`).
-    `part` is which samples of a batch are prepared here; other processes have the others.
+    `part` is which samples of a batch are prepared here; other processes have the others. With `repeats` a sample stands
+    in its batch so many times, in as many parts of it: copy c of sample i is sample i + c * len(data) to its draws.
     """
 
     def __init__(
         self, data: Data, batch_size: int, seed: int, augment: tuple[Augment, ...], preprocess: Preprocess,
-        workers: int = 0, shuffle: bool = True, part: slice = slice(None),
+        workers: int = 0, shuffle: bool = True, part: slice = slice(None), repeats: int = 1,
     ):  # fmt: skip
         if shuffle and len(data) < batch_size:
             raise UsageError(f"batch_size {batch_size} is larger than the data ({len(data)} samples)")
@@ -40,20 +41,25 @@ class Stream:
         self.position = 0
         self.ahead: dict[int, Future[Batch]] = {}
         self.pool = ThreadPoolExecutor(workers) if workers else None
-        self.workers, self.part = workers, part
+        self.workers, self.part, self.repeats = workers, part, repeats
         self._order: tuple[int, np.ndarray] | None = None
 
     def indices(self, number: int) -> tuple[int, np.ndarray]:
-        """Epoch and sample indices of our part of batch `number`."""
+        """Epoch of batch `number`, and the samples and copies of our part of it."""
         epoch, place = divmod(number, self.batches_per_epoch)
         if self._order is None or self._order[0] != epoch:
             order = permutation(self.seed, epoch, len(self.data)) if self.shuffle else np.arange(len(self.data))
             self._order = (epoch, order)
-        return epoch, self._order[1][place * self.batch_size : (place + 1) * self.batch_size][self.part]
+        if self.repeats == 1:
+            return epoch, self._order[1][place * self.batch_size : (place + 1) * self.batch_size][self.part]
+        places = np.arange(place * self.batch_size, (place + 1) * self.batch_size)
+        copies = places % self.repeats
+        apart = np.argsort(copies, kind="stable")  # all first copies, then all second ones: no two in one part
+        return epoch, (self._order[1][places // self.repeats] + copies * len(self.data))[apart][self.part]
 
     def _prepare(self, epoch: int, indices: np.ndarray) -> Batch:
         draws = Draws(self.seed, epoch, indices)
-        batch = self.data.batch(indices, draws)
+        batch = self.data.batch(indices % len(self.data), draws)
         if isinstance(batch.get("image"), torch.Tensor):
             images = batch["image"]
             kept = batch.get("rows")  # a data set that skips corrupt files says which rows it kept

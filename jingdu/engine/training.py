@@ -160,6 +160,7 @@ class Training:
             else Stream(
                 source, stage.batch_size, stage.seed, augment, stage.preprocess, stage.workers,
                 shuffle=not self.is_fit, part=slice(None) if self.is_fit else self.world.share(stage.batch_size),
+                repeats=stage.repeats,
             )
         )  # fmt: skip
         if self.is_fit:

@@ -2,7 +2,8 @@
 
 safetensors has no code in it; its header is checked by its library. A `.pth`, `.pt` or `.bin` is a pickle,
 a program: it is looked through before it runs, runs only as `torch.load(weights_only=True)`, and what comes
-out must be plain tensors no larger than the file. Everything else is refused. Tensors are mapped from
+out must be plain tensors no larger than the file. An `.npz` of NumPy is read where it holds plain numbers and is not
+packed. Everything else is refused. Tensors are mapped from
 the file where that is possible, so reading takes little memory.
 """
 
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -65,7 +67,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
 
 
 def kind_of(path: Path) -> str:
-    """safetensors, zip or legacy, by content. Raises BadInput for anything else, with what it is if known."""
+    """safetensors, zip, numpy or legacy, by content. Raises BadInput for anything else, with what it is if known."""
     try:
         size = regular(path).st_size
         with open(path, "rb") as file:
@@ -75,7 +77,7 @@ def kind_of(path: Path) -> str:
     if not head:
         raise BadInput(path, "the file is empty")
     if head.startswith(b"PK\x03\x04"):
-        return "zip"
+        return "numpy" if path.suffix == ".npz" else "zip"
     if head.startswith(_LEGACY):
         return "legacy"
     if len(head) > 8 and head[8:9] == b"{":
@@ -111,6 +113,8 @@ def read_file(path: Path) -> dict[str, Tensor]:
         if kind == "safetensors":
             with safe_open(path, framework="pt", device="cpu") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no __iter__)
+        if kind == "numpy":
+            return _read_numpy(path)
         if path.suffix == ".safetensors":  # torch.load goes by this name
             raise BadInput(path, "this is a file of torch.save under a name of safetensors: rename it to .pth")
         records = _check_archive(path) if kind == "zip" else _check_legacy(path)
@@ -121,7 +125,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
     except BadInput:
         raise
     except Exception as error:  # a foreign parser on a damaged file may raise anything
-        name = "safetensors" if kind == "safetensors" else "torch"
+        name = kind if kind in ("safetensors", "numpy") else "torch"
         raise BadInput(path, f"damaged {name} file ({_first_line(error)})") from None
 
 
@@ -146,6 +150,29 @@ def _directory_bytes(path: Path) -> int:
             if record.startswith(b"PK\x06\x06") and len(record) == 56:
                 return struct.unpack("<Q", record[40:48])[0]
         return struct.unpack("<I", tail[end + 12 : end + 16])[0]
+
+
+def _read_numpy(path: Path) -> dict[str, Tensor]:
+    """The arrays of an .npz file, as the papers of JAX have them: paths of parts become names with dots."""
+    if _directory_bytes(path) > DIRECTORY_BYTES:
+        raise BadInput(path, f"its archive's directory has more than {DIRECTORY_BYTES:,} bytes")
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or (
+            sum(entry.file_size for entry in entries) > path.stat().st_size
+        ):
+            raise BadInput(path, "its arrays are packed: write them with numpy.savez, which does not compress")
+    found: dict[str, Tensor] = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for name in arrays.files:
+            array = arrays[name]
+            if array.dtype.kind not in "fiub":
+                raise BadInput(path, f"its {printable(name)} holds {array.dtype}, not numbers")
+            key = name.replace("/", ".")
+            if key in found:
+                raise BadInput(path, f"it holds {printable(key)} twice")
+            found[key] = torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
+    return found
 
 
 def _check_archive(path: Path) -> set[int] | None:

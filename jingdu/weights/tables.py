@@ -12,6 +12,7 @@ A family's tables are in `keys/<family>.toml`, one for each library:
     outside = ["head."]                     # names that begin so never have the prefix
     spare = ["pooler.*"]                    # may be there for nothing, and not be absent
     old = { ".gamma" = ".weight" }          # endings of names in older files -> those of today
+    starts = { "net.layer." = "layers." }   # beginnings of names in some files -> those of the rules
     variants = ["resnet18"]                 # only for these; all without it
 
     [torchvision.lists.features]            # layers that it numbers through, by variant: conv2_1.{*} is
@@ -229,6 +230,7 @@ class KeyTable:
     outside: tuple[str, ...] = ()
     spare: tuple[str, ...] = ()
     old: Mapping[str, str] = field(default_factory=dict, compare=False)
+    starts: Mapping[str, str] = field(default_factory=dict, compare=False)
     variants: tuple[str, ...] = ()
     numbered: Mapping[str, tuple[Rule | Numbering, ...]] = field(default_factory=dict, repr=False, compare=False)
     """Variant -> its lists, and rules of its own."""
@@ -285,6 +287,9 @@ class KeyTable:
             for ending, today in self.old.items():
                 if key.endswith(ending) and (name := key.removesuffix(ending) + today) not in keys:
                     found[key] = name
+            for start, today in self.starts.items():
+                if key.startswith(start) and (name := today + key.removeprefix(start)) not in keys:
+                    found[key] = name
         return found
 
     def fit(self, keys: Iterable[str], expected: Iterable[str]) -> Fit:
@@ -293,7 +298,7 @@ class KeyTable:
         if self.bare and self.prefix and not any(key.startswith(self.prefix) for key in keys):
             return replace(self, prefix="").fit(keys, expected)
         if renamed := self._renamed(keys):
-            fit = replace(self, old={}).fit({renamed.get(key, key) for key in keys}, expected)
+            fit = replace(self, old={}, starts={}).fit({renamed.get(key, key) for key in keys}, expected)
             written = {today: key for key, today in renamed.items()}
             entries = (replace(e, theirs=tuple(written.get(name, name) for name in e.theirs)) for e in fit.entries)
             return replace(fit, entries=tuple(entries))
@@ -314,7 +319,7 @@ class KeyTable:
 
 def _table(name: str, raw: Mapping[str, Any]) -> KeyTable:
     known = {
-        "rules", "ignore", "prefix", "bare", "outside", "spare", "old", "variants", "same_as", "more", "lists", "only",
+        "rules", "ignore", "prefix", "bare", "outside", "spare", "old", "starts", "variants", "same_as", "more", "lists", "only",
     }  # fmt: skip
     extra = set(raw) - known
     if extra:
@@ -336,6 +341,7 @@ def _table(name: str, raw: Mapping[str, Any]) -> KeyTable:
         tuple(raw.get("outside", ())),
         tuple(raw.get("spare", ())),
         dict(raw.get("old", {})),
+        dict(raw.get("starts", {})),
         tuple(raw.get("variants", numbered)),
         numbered,
     )

@@ -6,6 +6,7 @@
 "concatenate(0)"                                  several of theirs, of one shape, are one of ours
 "sum"                                             the same, added up; back, the first is ours and the others are zero
 "same"                                            copies of one tensor, which must be equal
+"flatten(1, 64)"                                  two of their axes, the second of 64, are our axis 1
 "split(0)"                                        one of theirs is several of ours, in equal parts
 """
 
@@ -60,6 +61,7 @@ _EACH: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "transpose": (lambda x: x.mT, lambda x: x.mT),
     "permute": (lambda x, *axes: x.permute(axes), lambda x, *axes: x.permute(_inverse(axes))),
     "reshape": (_reshape, lambda x, theirs, ours: _reshape(x, ours, theirs)),
+    "flatten": (lambda x, axis, size: x.flatten(axis, axis + 1), lambda x, axis, size: x.unflatten(axis, (-1, size))),
     "flip": (lambda x, axis: x.flip(axis), lambda x, axis: x.flip(axis)),
     "unsqueeze": (lambda x, axis: x.unsqueeze(axis), lambda x, axis: x.squeeze(axis)),
     "squeeze": (lambda x, axis: x.squeeze(axis), lambda x, axis: x.unsqueeze(axis)),

@@ -33,6 +33,16 @@ def test_digits_are_scikit_learns_divided_once_and_for_all():
     assert torch.equal(everything(digits("test"))["image"], test["image"])
 
 
+def test_few_digits_are_the_first_and_of_all_classes():
+    few = everything(digits("train", count=47))
+    assert torch.equal(few["image"], everything(digits("train"))["image"][:47])
+    assert few["label"].bincount(minlength=10).min() >= 2
+    assert len(digits("test", count=47)) == 450
+    for count in (0, 1348):
+        with pytest.raises(UsageError, match="1,347"):
+            digits("train", count=count)
+
+
 def test_digits_at_another_size_in_colour_and_flat():
     plain = everything(digits("test"))["image"]
     large = everything(digits("test", size=19, channels=3))["image"]

@@ -73,7 +73,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 @pytest.mark.parametrize("options", [
     {"optimizer": "adamw", "ema": 0.9, "schedule": "cosine(warmup=2)", "weight_decay": 0.1},
-    {"precision": "bf16", "accumulate": 3, "clip": 0.1, "schedule": "onecycle", "workers": 2},
+    {"precision": "bf16", "accumulate": 3, "clip": 0.1, "schedule": "onecycle", "workers": 2, "repeats": 3},
     {"nesterov": True, "channels_last": True, "checkpoint_activations": True, "epochs": 0.3, "steps": None},
 ])  # fmt: skip
 def test_stopped_anywhere_resumes_to_the_same_bits(

@@ -1,17 +1,128 @@
 """DeiT against timm, transformers, torchvision and Pillow."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
 
+import jingdu
 from jingdu.data.draws import Draws
-from jingdu.papers.vit.deit import OPERATIONS, colour_jitter
+from jingdu.papers.vit.deit import OPERATIONS, Distillation, colour_jitter
 from jingdu.papers.vit.deit.augment import operate
 from jingdu.papers.vit.deit.mixing import cutmix, mixed_targets, mixup
-from tests.parity.references import assert_close, import_timm, import_torchvision
+from tests.parity.references import assert_close, import_timm, import_torchvision, import_transformers, randomise_
+
+TINY = {"embed_dim": 48, "depth": 3, "num_heads": 4, "num_classes": 11}
+OURS = {"width": 48, "depth": 3, "heads": 4, "num_classes": 11}
+
+
+def images(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=dtype)
+
+
+def timm_file(folder: Path, name: str, **options: Any) -> nn.Module:
+    reference = randomise_(import_timm().create_model(name, **options), torch.Generator().manual_seed(3)).eval()
+    save_file(reference.state_dict(), folder / "model.safetensors")
+    return reference
+
+
+@pytest.mark.parametrize("name, options", [
+    ("deit_tiny_distilled_patch16_224", {}),
+    ("deit_base_patch16_384", {**TINY, "img_size": 64}),
+    ("deit_small_distilled_patch16_224", {**TINY, "img_size": (48, 80), "in_chans": 1}),
+])  # fmt: skip
+def test_timms_logits(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    reference = timm_file(tmp_path, name, **options)
+    named = {"embed_dim": "width", "num_heads": "heads", "img_size": "image_size", "in_chans": "in_channels"}
+    ours = jingdu.create(
+        f"timm/{name}", weights=tmp_path / "model.safetensors",
+        **{named.get(key, key): value for key, value in options.items()},
+    )  # fmt: skip
+    x = images(1, options.get("in_chans", 3), *ours.image_size)
+    with torch.inference_mode():
+        print(f"difference {assert_close(ours(x), reference(x)):.1e}")
+        taps = reference.forward_intermediates(x, norm=False, output_fmt="NLC", intermediates_only=True)
+        for ours_tap, theirs in zip(ours.features(x), taps, strict=True):
+            assert_close(ours_tap[:, ours.first :], theirs)
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+@pytest.mark.parametrize("size", [32, (64, 112)])
+def test_another_size_interpolates_positions_as_timm(size: Any, distilled: bool, tmp_path: Path) -> None:
+    name = f"deit_tiny{'_distilled' * distilled}_patch16_224"
+    reference = timm_file(tmp_path, name, **{**TINY, "img_size": 80})
+    reference.set_input_size(img_size=size)
+    ours = jingdu.create(f"timm/{name}", weights=tmp_path / "model.safetensors", image_size=size, **OURS)
+    x = images(2, 3, *ours.image_size)
+    with torch.inference_mode():
+        assert_close(ours(x), reference(x))
+
+
+def test_gradients_of_both_heads(tmp_path: Path) -> None:
+    """In training mode, in double precision."""
+    name = "deit_small_distilled_patch16_224"
+    reference = timm_file(tmp_path, name, **{**TINY, "img_size": 48}).double().train()
+    reference.set_distilled_training(True)
+    ours = jingdu.create(f"timm/{name}", weights=tmp_path / "model.safetensors", image_size=48, **OURS).double().train()
+    x = images(3, 3, 48, 48, dtype=torch.float64)
+    for network in (ours, reference):
+        logits, distilled = network(x)
+        (logits.square().sum() + distilled.pow(3).sum()).backward()
+    theirs = dict(reference.named_parameters())
+    for mine, name in (
+        ("class_token", "cls_token"), ("distillation_token", "dist_token"), ("positions", "pos_embed"),
+        ("blocks.1.attention.qkv.weight", "blocks.1.attn.qkv.weight"), ("norm.weight", "norm.weight"),
+        ("head.weight", "head.weight"), ("distillation_head.bias", "head_dist.bias"),
+    ):  # fmt: skip
+        assert_close(ours.get_parameter(mine).grad, theirs[name].grad, 1e-9)
+
+
+def test_the_authors_file(tmp_path: Path) -> None:
+    """facebookresearch/deit saves timm's names under "model"."""
+    reference = timm_file(tmp_path, "deit_tiny_distilled_patch16_224", depth=2)
+    torch.save({"model": reference.state_dict(), "epoch": 299}, tmp_path / "deit.pth")
+    ours = jingdu.create("deit_tiny_distilled", weights=tmp_path / "deit.pth", depth=2)
+    with torch.inference_mode():
+        assert_close(ours(images(1, 3, 224, 224)), reference(images(1, 3, 224, 224)))
+
+
+SIZES = {
+    "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 100, "image_size": 64,
+    "patch_size": 16, "id2label": {i: f"kind {i}" for i in range(11)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{}, {"layer_norm_eps": 1e-6, "image_size": 32}])
+def test_transformers_folder(options: dict[str, Any], tmp_path: Path) -> None:
+    transformers = import_transformers()
+    config = transformers.DeiTConfig(**{**SIZES, **options})
+    reference = transformers.DeiTForImageClassificationWithTeacher(config)
+    randomise_(reference, torch.Generator().manual_seed(6)).eval().save_pretrained(tmp_path)
+    ours = jingdu.create("deit", weights=tmp_path)
+    assert ours.origin.classes is not None and len(ours.origin.classes) == 11
+    x = images(2, 3, *ours.image_size)
+    with torch.inference_mode():
+        theirs = reference(x)
+        print(f"difference {assert_close(ours(x), theirs.logits):.1e}")
+        for mine, wanted in zip(ours.both(x), (theirs.cls_logits, theirs.distillation_logits), strict=True):
+            assert_close(mine, wanted)
+
+
+def test_transformers_keeps_the_others_as_vit(tmp_path: Path) -> None:
+    """facebook/deit-base-patch16-224 is a ViTForImageClassification."""
+    transformers = import_transformers()
+    reference = transformers.ViTForImageClassification(transformers.ViTConfig(**SIZES))
+    randomise_(reference, torch.Generator().manual_seed(7)).eval().save_pretrained(tmp_path)
+    ours = jingdu.create("deit", weights=tmp_path)
+    with torch.inference_mode():
+        assert_close(ours(images(2, 3, 64, 64)), reference(images(2, 3, 64, 64)).logits)
+
 
 THEIRS = {
     "auto_contrast": "AutoContrast", "equalize": "Equalize", "invert": "Invert", "rotate": "Rotate",
@@ -98,3 +209,30 @@ def test_mixing_is_timms(share: float, centre: tuple[float, float], monkeypatch:
         mixed, stayed = cutmix(images, share, centre) if cuts else (mixup(images, share), share)
         assert_close(mixed, wanted, 1e-6)
         assert_close(mixed_targets(labels, 5, stayed, 0.1), targets, 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_losses_are_timms(kind: str, tmp_path: Path) -> None:
+    """TokenDistillationTask, whose soft labels are not divided by the classes; with random weights in all networks."""
+    reference = timm_file(tmp_path, "deit_tiny_distilled_patch16_224", **{**TINY, "img_size": 48}).train()
+    from timm.loss import LabelSmoothingCrossEntropy
+    from timm.task import TokenDistillationTask
+
+    teacher = randomise_(
+        import_timm().create_model("resnet10t", num_classes=11), torch.Generator().manual_seed(8)
+    ).eval()  # fmt: skip
+    task = TokenDistillationTask(
+        reference, teacher, LabelSmoothingCrossEntropy(0.1), distill_type=kind, temperature=3.0, task_loss_weight=0.6,
+        distill_loss_weight=0.4 / 11 if kind == "soft" else 0.4, verbose=False,
+    )  # fmt: skip
+    student = jingdu.create(
+        "timm/deit_tiny_distilled_patch16_224", weights=tmp_path / "model.safetensors", image_size=48, **OURS
+    ).train()  # fmt: skip
+    ours = Distillation(student, teacher, kind=kind, alpha=0.4, tau=3.0, mixup=0, cutmix=0).train()
+    x, labels = images(5, 3, 48, 48), torch.arange(5)
+    loss, _ = ours({"image": x, "label": labels}, "loss")
+    wanted = task(x, labels)["loss"]
+    print(f"difference {assert_close(loss, wanted):.1e}")
+    loss.backward(), wanted.backward()
+    for mine, name in (("distillation_token", "dist_token"), ("head.weight", "head.weight")):
+        assert_close(student.get_parameter(mine).grad, reference.get_parameter(name).grad)

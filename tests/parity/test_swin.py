@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import jingdu
 from jingdu.papers.vit.swin import Pyramid, relative_index, resize_bias
+from jingdu.weights.configs import sizes
 from tests.parity.references import assert_close, import_timm, import_torchvision, import_transformers, randomise_
 
 TINY = {"embed_dim": 24, "depths": (2, 3, 1), "num_heads": (3, 4, 6), "num_classes": 11}
@@ -154,10 +155,34 @@ def test_transformers_folder(options: dict[str, Any], tmp_path: Path) -> None:
     x = images(2, 3, 68, 68)
     with torch.inference_mode():
         print(f"difference {assert_close(ours(x), reference(x).logits):.1e}")
+    jingdu.export(ours, "transformers", tmp_path / "back")
+    again = transformers.SwinForImageClassification.from_pretrained(tmp_path / "back").eval()
+    with torch.inference_mode():
+        assert_close(again(x).logits, reference(x).logits)
     reference.swin.save_pretrained(tmp_path / "bare")
     encoder = jingdu.create("swin", weights=tmp_path / "bare")
     with torch.inference_mode():
         assert_close(encoder(x), reference.swin(x).pooler_output)
+
+
+@pytest.mark.parametrize("variant, width, heads, deep, window", [
+    ("swin_tiny", 96, 3, 6, 7), ("swin_small", 96, 3, 18, 7), ("swin_base", 128, 4, 18, 7), ("swin_large", 192, 6, 18, 7),
+    ("swin_base_window12_384", 128, 4, 18, 12), ("swin_large_window12_384", 192, 6, 18, 12),
+])  # fmt: skip
+def test_every_published_size_of_transformers(variant: str, width: int, heads: int, deep: int, window: int) -> None:
+    """Its network and ours, of names and shapes alone."""
+    transformers, side = import_transformers(), 224 if window == 7 else 384
+    config = transformers.SwinConfig(
+        embed_dim=width, depths=[2, 2, deep, 2], num_heads=[heads << i for i in range(4)], window_size=window,
+        image_size=side, num_labels=1000,
+    )  # fmt: skip
+    found = sizes({**config.to_dict(), "architectures": ["SwinForImageClassification"]}, "swin")
+    assert found.variant == variant
+    with torch.device("meta"):
+        ours = jingdu.create(variant, **found.overrides)
+        theirs = transformers.SwinForImageClassification(config)
+    assert ours.image_size == (side, side)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 
 def test_the_pyramid_is_transformers_backbone(tmp_path: Path) -> None:

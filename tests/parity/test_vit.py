@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -11,6 +12,7 @@ from torch import nn
 import jingdu
 from jingdu.errors import Refused
 from jingdu.papers.vit.vit import resize_positions
+from jingdu.weights import export
 from tests.parity.references import assert_close, import_timm, import_torchvision, import_transformers, randomise_
 
 TINY = {"embed_dim": 48, "depth": 3, "num_heads": 4, "num_classes": 11}
@@ -118,6 +120,26 @@ def test_transformers_folder(options: dict[str, Any], tmp_path: Path) -> None:
     encoder = jingdu.create("vit", weights=bare)
     with torch.inference_mode():
         assert_close(encoder(x), reference.vit(x).last_hidden_state[:, 0])
+
+
+@pytest.mark.parametrize("variant, name, size", [
+    ("vit_base16", "vit_base_patch16_224", 48), ("vit_r50_base16_224", "vit_base_r50_s16_224", (48, 80)),
+])  # fmt: skip
+def test_the_authors_files(variant: str, name: str, size: Any, tmp_path: Path) -> None:
+    """What we write as .npz is read by timm's own reader of the authors' files, and by ours."""
+    options = {"embed_dim": 128, "num_heads": 2, "depth": 2, "num_classes": 11, "img_size": size}
+    overrides = {"width": 128, "heads": 2, "depth": 2, "num_classes": 11, "image_size": size}
+    ours = jingdu.create(variant, **overrides)
+    randomise_(ours, torch.Generator().manual_seed(8)).eval()
+    tensors = export(ours, "flax")
+    numpy.savez(tmp_path / "authors.npz", **{key.replace(".", "/"): x.numpy() for key, x in tensors.items()})
+    reference = import_timm().create_model(name, **options).eval()
+    reference.load_pretrained(tmp_path / "authors.npz")
+    again = jingdu.create(variant, weights=tmp_path / "authors.npz", **overrides)
+    x = images(2, 3, *ours.image_size)
+    with torch.inference_mode():
+        assert torch.equal(again(x), ours(x))
+        print(f"difference {assert_close(again(x), reference(x)):.1e}")
 
 
 def test_gradients(tmp_path: Path) -> None:

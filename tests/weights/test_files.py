@@ -6,6 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -271,3 +272,29 @@ def test_no_code_of_the_library_trusts_a_file():
 )
 def test_what_trusts_a_file_is_found(line):
     assert trusting(line) and not trusting("torch.load(path, weights_only=True); model.eval(); pickletools.genops(x)")
+
+
+def test_arrays_of_numpy(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    arrays = {"net/kernel": np.arange(6.0, dtype=">f4").reshape(2, 3), "net/bias": np.arange(3)}
+    np.savez(path, **arrays)
+    found = read_file(path)
+    assert set(found) == {"net.kernel", "net.bias"} and found["net.kernel"].dtype == torch.float32
+    assert found["net.kernel"].tolist() == arrays["net/kernel"].tolist()
+
+
+@pytest.mark.parametrize("kind, message", [
+    ("packed", "savez, which does not"), ("objects", "damaged numpy"), ("text", "not numbers"), ("cut", "numpy|cut"),
+    ("twice", "twice"),
+])  # fmt: skip
+def test_arrays_that_are_refused(kind: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    content = {
+        "objects": {"a": np.array([{}, []], dtype=object)}, "text": {"a": np.array(["x"])},
+        "twice": {"a/b": np.zeros(2), "a.b": np.zeros(2)},
+    }.get(kind, {"a": np.zeros(1000)})  # fmt: skip
+    (np.savez_compressed if kind == "packed" else np.savez)(path, **content)
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(BadInput, match=message):
+        read_file(path)

@@ -32,8 +32,10 @@ def family_of(family: str) -> ModuleType | None:
 
 def _timm(config: Config, family: str, variants: Sequence[str], aliases: Mapping[str, str]) -> Sizes:
     """timm's config.json (timm/models/_hub.py): an architecture, arguments, and the pretrained_cfg."""
-    name = str(config["architecture"]).partition(".")[0]
-    call = Call.parse(aliases.get(f"timm/{name}", name))
+    name, _, tag = str(config["architecture"]).partition(".")
+    tag = tag or (config.get("pretrained_cfg") or {}).get("tag") or ""
+    # One architecture may be the networks of several papers, which a tag tells apart: vit_base_patch16_224.mae
+    call = Call.parse(aliases.get(f"timm/{name}.{tag}") or aliases.get(f"timm/{name}", name))
     if variants and call.name not in variants:
         raise Refused(
             f"config.json says that these are weights of timm's {name}, which is none of {family}'s variants "

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch.nn.functional as F
+
 from jingdu.errors import Refused
 from jingdu.weights.configs.common import Config, Sizes, Timm, labels, need
 from jingdu.weights.report import printable
@@ -73,7 +75,7 @@ def read(config: Config) -> Sizes:
 
 def write(model: Any) -> tuple[str, dict[str, Any]]:
     """SwinConfig: the sizes are the network's."""
-    first = model.stages[0].blocks[0]
+    first, last = model.stages[0].blocks[0], model.stages[-1].blocks[-1]
     values = {
         "embed_dim": model.channels[0], "depths": [len(stage.blocks) for stage in model.stages],
         "num_heads": [stage.blocks[0].attention.heads for stage in model.stages],
@@ -81,5 +83,7 @@ def write(model: Any) -> tuple[str, dict[str, Any]]:
         "mlp_ratio": first.mlp.expand.out_features / model.channels[0], "layer_norm_eps": model.norm.eps,
         "num_channels": model.patches.projection.in_channels, "qkv_bias": first.attention.qkv.bias is not None,
         "use_absolute_embeddings": model.positions is not None, "num_labels": model.head.out_features,
+        "hidden_act": "gelu" if first.mlp.activation is F.gelu else "gelu_new", "hidden_dropout_prob": model.dropout.p,
+        "attention_probs_dropout_prob": first.attention.dropout, "drop_path_rate": last.drop,
     }  # fmt: skip
     return "SwinForImageClassification", values

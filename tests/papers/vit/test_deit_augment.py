@@ -8,7 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from jingdu.data.draws import Draws
+from jingdu.data.base import Tensors
+from jingdu.data.draws import Draws, permutation
+from jingdu.data.preprocess import Preprocess
+from jingdu.engine.contracts import Stage
+from jingdu.engine.stream import Stream
 from jingdu.errors import UsageError
 from jingdu.papers.vit.deit import (
     OPERATIONS,
@@ -149,3 +153,55 @@ def test_a_classifier_without_mixing_smooths_alone(options: dict[str, float]) ->
     batch = {"image": IMAGES, "label": torch.arange(11) % 3}
     wanted = F.cross_entropy(IMAGES.mean((2, 3)), batch["label"], label_smoothing=0.2)
     assert torch.allclose(system(batch, "loss")[0], wanted)
+
+
+class Numbers(Tensors):
+    """Images whose value is their number."""
+
+    def __init__(self, count: int):
+        super().__init__({"image": torch.arange(count).view(-1, 1, 1, 1) / count * torch.ones(1, 1, 3, 5)})
+
+
+def stream(part: slice = slice(None), repeats: int = 3) -> Stream:
+    noise = lambda images, draws: torch.cat((images, images + draws.uniform(1, 3, 5)), 1)  # noqa: E731
+    return Stream(Numbers(1000), 256, 7, (noise,), Preprocess(), part=part, repeats=repeats)
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 4, 8])
+def test_repeated_augmentation_takes_the_authors_batches(replicas: int) -> None:
+    """facebookresearch/deit, samplers.py: an epoch's order with each sample three times, of which replica r has every
+    replicas-th from the r-th on; an epoch ends after len // 256 * 256 of them."""
+    order = permutation(7, 0, 1000)
+    repeated = np.repeat(order, 3)
+    own = [repeated[r::replicas][: 1000 // 256 * 256 // replicas] for r in range(replicas)]
+    share = 256 // replicas
+    ours = stream()
+    assert ours.batches_per_epoch == len(own[0]) // share == 3
+    for number in range(3):
+        theirs = np.concatenate([samples[number * share : (number + 1) * share] for samples in own])
+        epoch, found = ours.indices(number)
+        assert epoch == 0 and sorted(found % 1000) == sorted(theirs)
+        assert len(np.unique(found)) == 256  # no copy twice
+    assert ours.indices(3)[0] == 1
+
+
+def test_copies_are_augmented_apart_and_stand_in_other_parts() -> None:
+    whole = stream().next()["image"]
+    numbers = (whole[:, 0, 0, 0] * 1000).round().long()
+    assert (numbers.bincount() == 3).sum() == 85  # 255 of 256 places
+    for number in numbers.unique()[:9]:
+        noises = (whole[:, 1] - whole[:, 0])[numbers == number]
+        assert not any(torch.allclose(a, b) for i, a in enumerate(noises) for b in noises[i + 1 :])
+    for rank in range(4):
+        part = stream(part=slice(64 * rank, 64 * rank + 64)).next()["image"]
+        assert torch.equal(part, whole[64 * rank : 64 * rank + 64])
+        assert len((part[:, 0, 0, 0] * 1000).round().long().unique()) == 64
+    once = (stream(repeats=1).next()["image"][:, 0, 0, 0] * 1000).round().long()
+    assert once.tolist() == permutation(7, 0, 1000)[:256].tolist()
+
+
+def test_repeats_are_for_training_by_gradient() -> None:
+    with pytest.raises(UsageError, match="repeats"):
+        Stage(method="fit", repeats=2)
+    with pytest.raises(UsageError, match="repeats is 0"):
+        Stage(repeats=0)

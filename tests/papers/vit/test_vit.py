@@ -1,10 +1,17 @@
 """ViT's own parts."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
+import jingdu
+from jingdu.cli import main
+from jingdu.data.images import page, write_picture
 from jingdu.errors import UsageError
 from jingdu.papers.vit.vit import (
     PatchEmbed,
@@ -14,10 +21,12 @@ from jingdu.papers.vit.vit import (
     ViTBlock,
     attention_distance,
     attention_maps,
+    overlay,
     position_similarity,
     resize_positions,
     rollout,
 )
+from tests.largest import Largest
 
 SIZES = {"image_size": (24, 40), "patch": 8, "width": 12, "depth": 3, "heads": 3, "num_classes": 5}
 
@@ -165,3 +174,60 @@ def test_rollout_and_distance_of_known_maps() -> None:
     assert torch.allclose(attention_distance([flat], (2, 3), 16), torch.cdist(places, places).mean().expand(1, 2))
     alike = position_similarity(ViT(**SIZES))
     assert alike.shape == (3, 5, 3, 5) and alike[1, 2, 1, 2] == pytest.approx(1.0)
+
+
+def test_an_overlay_is_bright_where_the_heat_is() -> None:
+    heat = torch.zeros(2, 3)
+    heat[1, 2] = 0.7
+    lit = overlay(torch.full((1, 16, 24), 0.5), heat)
+    assert lit.shape == (3, 16, 24) and lit[:, 15, 23].allclose(torch.tensor(0.5)) and lit.max() <= 0.5
+    assert lit[0, 0, 0] == pytest.approx(0.5 * 0.15)
+    assert overlay(torch.ones(3, 16, 24), torch.zeros(2, 3)).allclose(torch.tensor(0.15))  # where nothing is looked at
+
+
+def test_a_page_of_pictures(tmp_path: Path) -> None:
+    rows = [[torch.zeros(1, 3, 5), torch.rand(3, 3, 5)], [torch.ones(3, 3, 5), torch.zeros(3, 3, 5)]]
+    found = page(rows, side=11, gap=1)
+    assert found.shape == (3, 2 * (6 + 1) + 1, 2 * (10 + 1) + 1)
+    assert found[:, 0].eq(1).all() and found[:, 1:7, 1:11].eq(0).all()
+    assert torch.equal(found[:, 1, 12:22:2], rows[0][1][:, 0])
+    write_picture(found, tmp_path / "new" / "page.png")
+    with Image.open(tmp_path / "new" / "page.png") as written:
+        assert written.size == (23, 15)
+    with pytest.raises(UsageError, match="--out"):
+        write_picture(found, tmp_path / "page.strange")
+
+
+def test_show_attention_draws_a_row_for_each_photo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = jingdu.create("vit_mini", depth=4)
+    jingdu.export(model, "jingdu", tmp_path / "vit.safetensors")
+    photos = []
+    for name, size in (("a.png", (40, 51)), ("b.png", (64, 33))):
+        photos.append(str(tmp_path / name))
+        Image.new("RGB", size, (200, 90, 30)).save(photos[-1])
+    words = ["show", "vit", "--attention", *photos, "--weights", str(tmp_path / "vit.safetensors"), "--out"]
+    assert main([*words, str(tmp_path / "look.png")]) == 0
+    assert "rollout" in capsys.readouterr().out
+    # two rows of five pictures of 7 x 32 pixels, 4 pixels apart
+    with Image.open(tmp_path / "look.png") as picture:
+        assert picture.size == (5 * 228 + 4, 2 * 228 + 4)
+    assert main([*words, str(tmp_path / "again.png"), "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["file"] for row in rows] == photos and rows[0]["blocks"] == [1, 2, 4] and rows[0]["grid"] == [8, 8]
+
+
+@pytest.mark.parametrize("words, message", [
+    (["vit", "--attention", "a.png"], "needs weights"),
+    (["resnet", "--attention", "a.png", "--weights", "x"], "draws no attention"),
+])  # fmt: skip
+def test_show_attention_says_what_it_needs(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_attention_matrix_is_stored() -> None:
+    """At 1,297 tokens, forth and back: nothing comes near the square of their number."""
+    model = ViT(3, image_size=144, patch=4, width=16, depth=2, heads=2)
+    with Largest() as largest:
+        model(torch.randn(1, 3, 144, 144)).sum().backward()
+    assert 1297 * 16 <= largest.numbers < 1297**2 / 10

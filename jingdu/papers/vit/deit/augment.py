@@ -219,6 +219,8 @@ OPERATIONS: dict[str, tuple[Callable[..., Tensor], Amount]] = {
     "translate_y": (translate_y, lambda level, sign: sign * (level / 10 * 0.45)),
 }
 """timm's increasing operations: what each does, and how much at a level. Those that move pixels take a colour too."""
+PART = 1 << 18
+"""Numbers that are worked on at once."""
 MOVES = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 
 
@@ -261,7 +263,9 @@ def rand_augment(
     done = draws.uniform(operations) < p
     level = (magnitude + std * draws.normal(operations)).double().clamp(0, 10)
     sign = 1 - 2 * draws.integers(2, operations)
-    x = (images * 255).round_().clamp_(0, 255).to(torch.uint8)
+    # In parts that the processor's cache holds: one large image, or many small ones.
+    parts = images.split(max(PART // math.prod(images.shape[1:]), 1))
+    x = torch.cat([(part * 255).round_().clamp_(0, 255).to(torch.uint8) for part in parts])
     for turn in range(operations):
         for number, (name, (_, amount_of)) in enumerate(OPERATIONS.items()):
             rows = ((which[:, turn] == number) & done[:, turn]).nonzero().squeeze(1)
@@ -269,7 +273,7 @@ def rand_augment(
                 amount = amount_of(level[rows, turn], sign[rows, turn]).to(x.device)
                 rows = rows.to(x.device)
                 x[rows] = operate(x[rows], name, amount, paint)
-    return x.to(images.dtype) / 255
+    return torch.cat([part.to(images.dtype).div_(255) for part in x.split(len(parts[0]))])
 
 
 # Random erasing and colour jitter ---------------------------------------------------------------------

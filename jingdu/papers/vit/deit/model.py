@@ -5,13 +5,15 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jingdu.errors import UsageError
 from jingdu.nn import each
 from jingdu.papers.vit.vit import PatchEmbed, ViTBlock, check_pictures, divide, resize_positions
 
-__all__ = ["DeiT"]
+__all__ = ["DeiT", "token_similarity"]
 
 
 class DeiT(nn.Module):
@@ -63,6 +65,8 @@ class DeiT(nn.Module):
         self.head = make()
         self.distillation_head = make() if distilled else None
         self.width = width
+        self.undecayed = ("class_token", "distillation_token", "positions")
+        """Without weight decay, as in timm (no_weight_decay)."""
         self.initialise()
 
     def initialise(self) -> None:
@@ -115,3 +119,14 @@ class DeiT(nn.Module):
     def resized(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
         """What loading may fit to the network's size, and how: positions of images of another size (Section 5.1)."""
         return {"positions": lambda table: resize_positions(table, self.grid, first=self.first)}
+
+
+@torch.no_grad()
+def token_similarity(network: DeiT, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, " layers"]:
+    """Section 4: cosines of the class and the distillation token, behind each block, mean over images.
+
+    Raises UsageError for a network with one token.
+    """
+    if network.distillation_token is None:
+        raise UsageError("a network without a distillation token has nothing to compare its class token with")
+    return torch.stack([F.cosine_similarity(t[:, 0], t[:, 1], dim=1).mean() for t in network.features(images)])

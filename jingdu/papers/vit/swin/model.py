@@ -137,7 +137,7 @@ class Swin(nn.Module):
             raise UsageError(f"images of {self.image_size[0]} x {self.image_size[1]} pixels have no patch of {patch}")
         self.positions = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1], width)) if positions else None
         self.dropout = nn.Dropout(dropout)
-        rates = torch.linspace(0, drop, sum(depths), device="cpu").tolist()
+        rates = [drop * (i / max(sum(depths) - 1, 1)) for i in range(sum(depths))]
         self.stages = nn.ModuleList()
         grid = self.grid
         for number, (depth, count) in enumerate(zip(depths, heads, strict=True)):
@@ -154,7 +154,7 @@ class Swin(nn.Module):
         self.head = nn.Linear(self.channels[-1], num_classes) if num_classes else nn.Identity()
         self.initialise()
 
-    no_decay = ("positions",)
+    undecayed = ("positions",)
 
     def initialise(self) -> None:
         """As the authors' code: linear weights and positions N(0, 0.02), cut off at two; zero biases."""

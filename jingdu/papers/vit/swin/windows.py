@@ -1,7 +1,7 @@
 """Attention within windows (Section 3.2): where the windows lie, what their tokens may see, and the relative bias."""
 
-from functools import lru_cache
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -78,9 +78,24 @@ def _cut(x: np.ndarray, window: Size) -> np.ndarray:
     return x.reshape(down, window[0], across, window[1]).swapaxes(1, 2).reshape(down * across, -1)
 
 
-@lru_cache(maxsize=512)
+KEPT: dict[tuple[Any, ...], Any] = {}
+"""What `kept` has made. A plain table, so that torch.compile reads in it."""
+
+
+def kept(make: Callable[..., Any], *key: Any) -> Any:
+    """`make(*key)`, or what it gave before."""
+    place = (make.__name__, *key)
+    if place not in KEPT:
+        if len(KEPT) >= 512:  # images of ever new sizes
+            KEPT.clear()
+        with torch.inference_mode(False):  # else training could not use what an evaluation has made
+            KEPT[place] = make(*key)
+    return KEPT[place]
+
+
+@torch.compiler.disable
 def layout(size: Size, window: Size, shift: Size, how: str, device: torch.device, dtype: torch.dtype) -> Layout:
-    """The windows of a map of `size`, displaced by `shift`; see `Shift` for `how`. Kept for the next call."""
+    """The windows of a map of `size`, displaced by `shift`; see `Shift` for `how`."""
     places, regions, padded = _places(size, window, shift, how)
     places, regions = _cut(places, window), _cut(regions, window)
     found, kind = np.unique(regions, axis=0, return_inverse=True)
@@ -88,16 +103,15 @@ def layout(size: Size, window: Size, shift: Size, how: str, device: torch.device
     order = places[np.argsort(kind, kind="stable")].reshape(-1)
     back = np.empty(padded[0] * padded[1], int)
     back[order] = np.arange(len(order))
-    back = back.reshape(padded)[: size[0], : size[1]].reshape(-1)
+    back = np.ascontiguousarray(back.reshape(padded)[: size[0], : size[1]]).reshape(-1)
     masks = np.where(found[:, :, None] == found[:, None, :], 0.0, APART)
-    with torch.inference_mode(False):  # else training could not use what an evaluation has made
-        return Layout(
-            torch.from_numpy(order).to(device),
-            torch.from_numpy(back.copy()).to(device),
-            torch.from_numpy(masks).to(device, dtype) if masks.any() else None,
-            tuple(np.bincount(kind).tolist()) if masks.any() else (len(places),),
-            padded,
-        )
+    return Layout(
+        torch.from_numpy(order).to(device),
+        torch.from_numpy(back).to(device),
+        torch.from_numpy(masks).to(device, dtype) if masks.any() else None,
+        tuple(np.bincount(kind).tolist()) if masks.any() else (len(places),),
+        padded,
+    )
 
 
 def partition(
@@ -132,13 +146,12 @@ def reverse(
     return windows.index_select(0, back).view(batch, *size, -1)
 
 
-@lru_cache(maxsize=64)
+@torch.compiler.disable
 def relative_index(window: Size, device: torch.device) -> Int64[Tensor, "tokens tokens"]:
     """Which row of the bias table two tokens of a window share: by the query's place less the key's (Section 3.2)."""
     rows, columns = (place.flatten() for place in np.indices(window))
     down, across = (place[:, None] - place + side - 1 for place, side in zip((rows, columns), window, strict=True))
-    with torch.inference_mode(False):
-        return torch.from_numpy(down * (2 * window[1] - 1) + across).to(device)
+    return torch.from_numpy(down * (2 * window[1] - 1) + across).to(device)
 
 
 def _spread(old: int, new: int) -> np.ndarray:
@@ -210,7 +223,7 @@ class WindowAttention(nn.Module):
         dropout: of the attention weights.
     """
 
-    no_decay = ("table",)
+    undecayed = ("table",)
 
     def __init__(
         self, width: int, heads: int, window: Size, *, shift: Shift | str = "none", biases: bool = True,
@@ -231,7 +244,7 @@ class WindowAttention(nn.Module):
         """B, from its table."""
         if self.table is None:
             return None
-        index = relative_index(self.window, self.table.device)
+        index = kept(relative_index, self.window, self.table.device)
         return self.table.T.index_select(1, index.flatten()).view(-1, *index.shape)
 
     def layout(self, size: Size, like: Tensor) -> Layout:
@@ -241,7 +254,7 @@ class WindowAttention(nn.Module):
             down, across = (cell // 2 if side > cell else 0 for side, cell in zip(size, self.window, strict=True))
             shift = (down, across)
         how = "cyclic" if self.shift == "none" else self.shift
-        return layout(size, self.window, shift, how, like.device, like.dtype)
+        return kept(layout, size, self.window, shift, how, like.device, like.dtype)
 
     def forward(self, x: Float[Tensor, "batch height width channels"]) -> Float[Tensor, "batch height width channels"]:
         batch, height, width, channels = x.shape
@@ -263,8 +276,8 @@ class WindowAttention(nn.Module):
         if bias is not None and bias.requires_grad and q.device.type == "cpu":
             scores = (q * q.shape[-1] ** -0.5) @ k.mT
             if masks is not None:
-                counts = torch.tensor(where.counts, device=q.device)
-                bias = (bias + masks.repeat_interleave(counts, 0)[:, None])[:, None]
+                each = [mask.expand(count, -1, -1) for mask, count in zip(masks, where.counts, strict=True)]
+                bias = (bias + torch.cat(each)[:, None])[:, None]
                 scores = (scores.unflatten(0, (-1, batch)) + bias).flatten(0, 1)
             else:
                 scores = scores + bias

@@ -188,7 +188,7 @@ def resize_positions(
     Raises UsageError where the rows are no such grid.
     """
     rows = positions.shape[1] - first
-    old = (round(rows**0.5),) * 2 if old is None else old
+    old = (round(max(rows, 0) ** 0.5),) * 2 if old is None else old
     if old[0] * old[1] != rows:
         raise UsageError(f"{rows} positions are no grid of {old[0]} x {old[1]} patches: say which with old=")
     if tuple(old) == tuple(grid):

@@ -1,14 +1,22 @@
 """What a network looks at (Section 4.5, Appendix D.7, D.8): attention maps, rollout, distances; alike positions."""
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from jingdu.data.images import expand_inputs, load_image, page, write_picture
+from jingdu.data.preprocess import IMAGENET, Preprocess
+from jingdu.errors import UsageError
 from jingdu.papers.language.transformer import attention_weights
+from jingdu.prediction import Prediction, origin_of
 
 from .model import ViT
 
-__all__ = ["attention_distance", "attention_maps", "position_similarity", "rollout"]
+__all__ = ["attention_distance", "attention_maps", "overlay", "position_similarity", "rollout", "show_attention"]
 
 
 @torch.no_grad()
@@ -64,3 +72,49 @@ def position_similarity(network: ViT) -> Float[Tensor, "down across down across"
     """Figure 7, centre: cosines between the positions of all patches."""
     table = torch.nn.functional.normalize(network.positions[0, 1:], dim=1)
     return (table @ table.T).unflatten(1, network.grid).unflatten(0, network.grid)
+
+
+def overlay(
+    image: Float[Tensor, "channels height width"], heat: Float[Tensor, "down across"]
+) -> Float[Tensor, "3 height width"]:
+    """Figure 6: an image in [0, 1] lit where the heat of its patches is high, and dark elsewhere."""
+    heat = F.interpolate(heat[None, None], image.shape[1:], mode="bilinear", align_corners=False)[0]
+    return image.expand(3, -1, -1) * (0.15 + 0.85 * heat / heat.max().clamp(min=1e-12))
+
+
+def show_attention(model: ViT, inputs: Sequence[str], out: Path) -> Iterator[Prediction]:
+    """A picture with a row for each image file: the image, rollout, and where the class token looks in the first,
+    middle and last block (the mean of its heads).
+
+    Raises UsageError for no inputs, for a network whose images are no squares, and where `out` cannot be written;
+    BadInput for a file that is no image.
+    """
+    if not inputs:
+        raise UsageError("there are no inputs: name image files, or folders of them")
+    if model.image_size[0] != model.image_size[1]:
+        raise UsageError(f"this network takes images of {model.image_size}, and files are cut into squares")
+    said, size = origin_of(model).preprocess or IMAGENET, model.image_size[0]
+    preprocess = (
+        said if said.size == size else Preprocess(size, size, said.mean, said.std, said.interpolation, said.channels)
+    )
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
+    place, chosen = next(model.parameters()).device, (0, (len(model.blocks) - 1) // 2, len(model.blocks) - 1)
+    paths, rows, found = expand_inputs(inputs), [], []
+    model.eval()
+    for path in paths:
+        image = load_image(path, preprocess)
+        maps = attention_maps(model, image[None].to(place))
+        heats = [rollout(maps, model.grid), *(maps[i].mean(1)[:, 0, 1:].unflatten(1, model.grid) for i in chosen)]
+        shown = (image * std + mean).clamp(0, 1)
+        rows.append([shown, *(overlay(shown, heat[0].float().cpu()) for heat in heats)])
+        place_of_most = divmod(int(heats[0].argmax()), model.grid[1])
+        found.append((path, place_of_most))
+    write_picture(page(rows, side=224), out)
+    blocks = ", ".join(str(i + 1) for i in chosen)
+    for path, (down, across) in found:
+        text = (
+            f"{path}: the image, rollout (most from patch {down + 1} down, {across + 1} across), and the class token's "
+            f"attention in blocks {blocks}"
+        )
+        data = {"file": str(path), "most": [down, across], "grid": list(model.grid), "blocks": [i + 1 for i in chosen]}
+        yield Prediction(str(path), text, data, (out,))

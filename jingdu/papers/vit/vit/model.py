@@ -68,6 +68,9 @@ class ViT(nn.Module):
     Raises UsageError for an image that patches do not divide, and another pool.
     """
 
+    undecayed = ("class_token", "positions")
+    """Tables, not matrices of a map: without weight decay, as in timm (no_weight_decay)."""
+
     def __init__(
         self,
         num_classes: int = 1000,

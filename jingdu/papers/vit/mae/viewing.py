@@ -1,0 +1,156 @@
+"""To look at (Figures 2-4): an image, what of it is seen, and what the network makes of the rest."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from jingdu.data.images import expand_inputs, load_image
+from jingdu.data.preprocess import IMAGENET, Preprocess
+from jingdu.errors import UsageError
+from jingdu.papers.vit.vit import ViT
+from jingdu.prediction import Prediction, origin_of
+
+from .masking import EPS, patchify, unpatchify
+from .model import MAE
+
+__all__ = ["View", "describe", "reconstruct", "view"]
+
+GREY = 0.5
+"""Of hidden patches in a picture, from black to white."""
+
+
+class View(NamedTuple):
+    """Pictures in [0, 1], and which of their patches were hidden."""
+
+    original: Float[Tensor, "batch channels height width"]
+    masked: Float[Tensor, "batch channels height width"]
+    """With hidden patches grey."""
+    rebuilt: Float[Tensor, "batch channels height width"]
+    """The predictions in place of the hidden patches, beside those that were seen."""
+    mask: Float[Tensor, "batch patches"]
+    error: Float[Tensor, " batch"]
+    """Of each picture's hidden patches: the mean squared error of the target."""
+
+
+@torch.no_grad()
+def view(
+    model: MAE,
+    images: Float[Tensor, "batch channels height width"],
+    preprocess: Preprocess,
+    noise: Float[Tensor, "batch patches"] | None = None,
+    masked: float | int | None = None,
+) -> View:
+    """What a network sees and makes of normalised images.
+
+    Where targets are normalised, the network predicts a patch's pattern alone: its mean and deviation, which nothing
+    predicts, are those of the original (as the authors' demonstration has them).
+
+    Args:
+        model: in evaluation mode or not.
+        images: as the network takes them.
+        preprocess: how they were normalised.
+        noise, masked: see `MAE.forward`.
+    """
+    found = model(images, noise, masked)
+    patches, predicted = patchify(images, model.patch), found.patches.to(images)
+    target = patches
+    if model.normalised:
+        variance, mean = torch.var_mean(patches, dim=2, keepdim=True)
+        target, predicted = (patches - mean) * (variance + EPS).rsqrt(), predicted * (variance + EPS).sqrt() + mean
+    hidden = found.mask[..., None].bool()
+    error = ((found.patches.to(images) - target).square().mean(2) * found.mask).sum(1) / found.mask.sum(1)
+    mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
+    grid = model.encoder.grid
+
+    def picture(x: Tensor) -> Tensor:
+        return (unpatchify(x, model.patch, grid) * std + mean).clamp(0, 1)
+
+    dark = unpatchify(hidden.expand_as(patches).to(images), model.patch, grid).bool()
+    original = picture(patches)
+    return View(
+        original, original.masked_fill(dark, GREY), picture(torch.where(hidden, predicted, patches)), found.mask, error
+    )
+
+
+def _write_rows(views: Sequence[View], out: Path, gap: int = 4) -> None:
+    """A row a picture: original, masked, rebuilt, side by side on white; small ones are enlarged."""
+    rows = torch.cat([torch.stack((v.original, v.masked, v.rebuilt), 1) for v in views])
+    rows = rows.expand(-1, -1, 3, -1, -1) if rows.shape[2] == 1 else rows
+    scale = max(1, 192 // rows.shape[-1])
+    rows = rows.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    page = F.pad(rows, (gap, 0, gap, 0), value=1.0)
+    page = F.pad(rearrange(page, "r three c h w -> c (r h) (three w)"), (0, gap, 0, gap), value=1.0)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((page * 255).round().byte().permute(1, 2, 0).cpu().numpy()).save(out)
+    except (OSError, ValueError) as error:  # ValueError: Pillow knows no format of that ending
+        raise UsageError(f"cannot write {out} ({error}): choose another --out") from None
+
+
+def _prepared(model: ViT, preprocess: Preprocess | None) -> Preprocess:
+    """How pictures become the network's input: its own size, whatever else was said."""
+    found = preprocess or IMAGENET
+    if model.image_size[0] != model.image_size[1]:
+        raise UsageError(f"this network takes images of {model.image_size}, and files are cut into squares")
+    if found.size == model.image_size[0]:
+        return found
+    size, channels = model.image_size[0], model.patches.projection.in_channels
+    resize = size if preprocess is not None and preprocess.size is None else None
+    return Preprocess(size, resize, found.mean, found.std, found.interpolation, 1 if channels == 1 else 3)
+
+
+def reconstruct(model: MAE, inputs: Sequence[str], masked: float | None, seed: int, out: Path) -> Iterator[Prediction]:
+    """One picture of all image files, a row each; and how much of each was hidden and how well it was rebuilt.
+
+    Raises UsageError for no inputs or a share that cannot be hidden, BadInput for a file that is no image.
+    """
+    if not inputs:
+        raise UsageError("there are no inputs: name image files, or folders of them")
+    if masked is not None and not masked > 0:
+        raise UsageError(f"masked is {masked:g}: nothing is rebuilt where nothing is hidden")
+    preprocess = _prepared(model.encoder, origin_of(model).preprocess)
+    place, generator = next(model.parameters()).device, torch.Generator().manual_seed(seed)
+    patches = model.encoder.grid[0] * model.encoder.grid[1]
+    model.eval()
+    paths, views = expand_inputs(inputs), []
+    for path in paths:
+        images = load_image(path, preprocess)[None].to(place)
+        noise = torch.rand(1, patches, generator=generator).to(place)
+        views.append(view(model, images, preprocess, noise, masked))
+    _write_rows(views, out)
+    for path, found in zip(paths, views, strict=True):
+        hidden, error = int(found.mask.sum()), float(found.error)
+        unit = "of each patch's variance" if model.normalised else "of normalised pixels"
+        text = f"{path}: {hidden} of {patches} patches hidden, squared error {error:.3f} {unit}"
+        data = {"file": str(path), "patches": patches, "hidden": hidden, "error": error, "seed": seed}
+        yield Prediction(str(path), text, data, (out,))
+
+
+def describe(model: ViT, inputs: Sequence[str]) -> Iterator[Prediction]:
+    """An encoder's vector of each image file, and its cosine with those of the others.
+
+    Raises UsageError for no inputs, BadInput for a file that is no image.
+    """
+    if not inputs:
+        raise UsageError("there are no inputs: name image files, or folders of them")
+    preprocess = _prepared(model, origin_of(model).preprocess)
+    model.eval()
+    paths, place = expand_inputs(inputs), next(model.parameters()).device
+    with torch.no_grad():
+        vectors = torch.cat([model(load_image(path, preprocess)[None].to(place)) for path in paths]).float().cpu()
+    cosines = F.normalize(vectors, dim=1) @ F.normalize(vectors, dim=1).T
+    for i, path in enumerate(paths):
+        others = [{"file": str(other), "cosine": float(cosines[i, j])} for j, other in enumerate(paths) if j != i]
+        few = " ".join(f"{value:.3f}" for value in vectors[i, :6].tolist())
+        lines = [f"{path}: {vectors.shape[1]} numbers: {few} ..."]
+        lines += [f"  {other['cosine']:+.4f}  {other['file']}" for other in others]
+        yield Prediction(
+            str(path), "\n".join(lines), {"file": str(path), "vector": vectors[i].tolist(), "cosines": others}
+        )
