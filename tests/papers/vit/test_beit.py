@@ -227,6 +227,8 @@ def test_views_of_embedded_images() -> None:
     found = coloured.batch(rows, Draws(5, 0, rows))
     assert not torch.equal(found["image"], batch["image"])
     assert (map_pixels(second_view(found["image"], 8)) - found["view"]).abs().mean() < 0.01
+    bare = views("train", of='scenes(size=16, count=40, fields=("image",))', size=16, patch=4, masking=None)
+    assert set(bare.batch(rows, Draws(5, 0, rows))) == {"image", "view"}
     with pytest.raises(UsageError, match="do not divide"):
         views("train", of="scenes(size=16)", size=16, patch=5)
 

@@ -21,7 +21,6 @@ Differs from the paper in:
 - The colours of both views are changed after the crop is taken, the authors' before.
 - Tables of relative positions grow to other images by linear interpolation in geometric progression, as timm's; the
   authors interpolate by cubic splines there (run_class_finetuning.py).
-- Class and mask token decay with the matrices; in the authors' code the class token does not.
 
 Reading order: `bias` (relative positions), `model` (the network), `masking`, `views` (what is hidden and seen), `tokenizer`
 (visual words), `pretraining`, `finetuning` (rates by layer), `pyramid` (to segmentation), `filling` (words to a picture).
@@ -103,8 +102,9 @@ _IMAGENET = "beit.views(of='imagenet', jitter=0.4)"
 
 
 def _tokenizer(networks: str, data: str, batch_size: int = 256) -> Stage:
+    unmasked = data.removesuffix(")") + ", masking=None)"
     return Stage(
-        name="tokenizer", method="fit", system="beit.Clustering", networks={"tokenizer": networks}, data=data,
+        name="tokenizer", method="fit", system="beit.Clustering", networks={"tokenizer": networks}, data=unmasked,
         batch_size=batch_size,
     )  # fmt: skip
 
