@@ -11,7 +11,7 @@ from tests.parity.references import import_torchvision
 SIZES = [(97, 61), (61, 97), (64, 64), (63, 64), (251, 33), (31, 29), (30, 30), (41, 200), (57, 43), (43, 58)]
 
 
-@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize(("resize", "size"), [(None, 32), (37, 32), (36, 31), (32, 32), (29, 34), (27, 31)])
 def test_the_evaluation_view_equals_torchvisions(resize, size, interpolation):
     transforms = import_torchvision().transforms

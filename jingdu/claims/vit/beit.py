@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from jingdu.engine import read_log
 from jingdu.engine.contracts import Recipe, Stage
 from jingdu.lab import Lab, Outcome, Test, claim
 from jingdu.papers.vit.beit import DIGITS
@@ -13,7 +14,7 @@ RATE = 2e-3
 """Of the task, from nothing and from words alike."""
 
 
-def _data(masking: str) -> str:
+def _data(masking: str | None) -> str:
     return (
         f"beit.views(of='affine_digits(copies=1)', size={SIZE}, patch={PATCH}, channels=1, mirror=False, "
         f"masking={masking!r})"
@@ -24,7 +25,7 @@ def _learning(lab: Lab, masking: str) -> tuple[Stage, Stage]:
     """Words by k-means, and a network that names them in the gaps."""
     words = Stage(
         name="tokenizer", method="fit", system=f"beit.Clustering(passes={lab.budget(full=5, smoke=2)})",
-        networks={"tokenizer": "beit_codebook_mini"}, data=_data("blocks"), batch_size=256,
+        networks={"tokenizer": "beit_codebook_mini"}, data=_data(None), batch_size=256,
     )  # fmt: skip
     reading = Stage(
         name="pre-training", system="beit.PreTraining(words_of='tokenizer')",
@@ -74,28 +75,18 @@ def _fillings(folder: Path) -> Any:
 
 def _words(folder: Path) -> dict[str, float]:
     """Of the hidden patches of test digits: how many words were right, and the share of the most frequent one."""
-    from jingdu.engine import read_log
-
     found = next(line["eval"] for line in reversed(read_log(folder)) if "eval" in line)
     return {"accuracy": 1 - found["word_error"], "chance": 1 - found["chance_error"]}
 
 
-# The margins (2 points; 5 times) were set on 2026-11-26, before the first full run. Tried before it, with one seed each: scenes
-# of 24 pixels with one shape, clutter or plain ground, 300 and 400 steps. There 300 labels teach such a network nothing, with
-# words or without (81 to 85 % error where chance is 87.5 %), so digits take their place.
+# The margin (2 points) was set on 2026-11-26, before the first full run. Tried before it, with one seed each: scenes of 24 pixels
+# with one shape, clutter or plain ground, 300 and 400 steps. There 300 labels teach such a network nothing, with words or without
+# (81 to 85 % error where chance is 87.5 %), so digits take their place. The same day, the full run, inconclusive: 72.4 % against
+# 80.5 %, better under all three seeds, and their interval, 1.5 to 14.6 points, reaches below the margin, which stands.
 @claim(
     "A network that first names the words of hidden patches learns a task from few labels better than one from nothing.",
     source="Tab. 1, Sec. 3.1",
-    tests=(
-        Test("scratch.error", "pretrained.error", above=0.02, about="pre-trained, the test error is lower"),
-        Test(
-            "words.accuracy",
-            "words.chance",
-            above=5.0,
-            ratio=True,
-            about="words are named 5 times better than by the most frequent one",
-        ),
-    ),
+    tests=(Test("scratch.error", "pretrained.error", above=0.02, about="pre-trained, the test error is lower"),),
     seeds=3,
     minutes=6.0,
     about="Moved digits of 20x20 pixels and a BEiT of 0.2 million weights in place of ImageNet and 87 million; 64 words of 2x2 "
@@ -112,11 +103,7 @@ def words_before_labels(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
         lab.curve(name, [line["step"] for line in steps], [line["error"] for line in steps], "step", "training error")
     if seed == 0:
         lab.image("gaps", _fillings(reading))
-    return {
-        "pretrained": {"error": run.metrics["error"]},
-        "scratch": {"error": scratch.metrics["error"]},
-        "words": _words(reading),
-    }
+    return {"pretrained": {"error": run.metrics["error"]}, "scratch": {"error": scratch.metrics["error"]}}
 
 
 @words_before_labels.figure
@@ -135,6 +122,53 @@ def draw_words(figure: Any, outcome: Outcome) -> None:
     figure.suptitle("Visual words before labels")
 
 
+# The margin (5 times) was set on 2026-11-26, before the first full run, for words that are all rare. It was then seen that nearly
+# half of the words of digits are the empty one, and five times that is more than all: the margin stands, and cannot be met here.
+@claim(
+    "The network names the words of hidden patches at least five times as often as by always naming the most frequent one.",
+    source="Sec. 2.3",
+    tests=(Test("words.accuracy", "words.chance", above=5.0, ratio=True, about="words that are named right"),),
+    seeds=3,
+    minutes=4.0,
+    about="The networks of the claim above. Nearly half of the words of digits are the empty one.",
+)
+def words_are_named(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
+    """Of the hidden patches of test digits: how many words were right, and the share of the most frequent one."""
+    run = _pretrained(lab, "blocks", seed)
+    steps = [line for line in read_log(run.folder / "pre-training") if "loss" in line]
+    lab.curve("words", [line["step"] for line in steps], [line["loss"] for line in steps], "step", "loss (nats a word)")
+    return {"words": _words(run.folder / "pre-training")}
+
+
+@words_are_named.figure
+def draw_names(figure: Any, outcome: Outcome) -> None:
+    """How the loss fell, and how many words are right."""
+    import numpy as np
+
+    from jingdu.lab.style import PALETTE, smooth
+
+    left, right = figure.subplots(1, 2)
+    for (_, losses), colour in zip(outcome.curves["words"], PALETTE, strict=False):
+        left.plot(np.arange(1, len(losses) + 1), smooth(losses, 9), color=colour)
+    left.set_xlabel("step")
+    left.set_ylabel("loss (nats a word), mean of 9 steps")
+    left.set_title(f"{len(outcome.seeds)} seeds")
+    names = {"chance": "the most frequent\nword for all", "accuracy": "named by\nthe network"}
+    for place, name in enumerate(names):
+        values = 100 * np.array(outcome.values["words"][name])
+        right.scatter(np.full(len(values), place), values, color=PALETTE[place], s=30, alpha=0.6, linewidths=0)
+        right.plot((place - 0.2, place + 0.2), (values.mean(),) * 2, color=PALETTE[place], linewidth=2.6)
+        right.annotate(
+            f"{values.mean():.1f}", (place, values.max()), xytext=(0, 6), textcoords="offset points", ha="center",
+            color=PALETTE[place], weight="bold",
+        )  # fmt: skip
+    right.set_xticks(range(2), list(names.values()))
+    right.set_xlim(-0.6, 1.6)
+    right.set_ylim(0, 100)
+    right.set_ylabel("words of hidden patches that are right (%)")
+    figure.suptitle("Naming hidden words")
+
+
 # The margin (1 point) was set on 2026-11-26, before the first full run.
 @claim(
     "Blocks of hidden patches teach at least as much as scattered ones.",
@@ -149,7 +183,7 @@ def draw_words(figure: Any, outcome: Outcome) -> None:
     ),
     seeds=3,
     minutes=6.0,
-    about="As in the claim above; both masks hide as many patches.",
+    about="As in the first claim; both masks hide as many patches.",
 )
 def blocks_or_scattered(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     """Pre-train with either mask, then learn to name digits from 300 labels."""

@@ -227,6 +227,8 @@ def test_views_of_embedded_images() -> None:
     found = coloured.batch(rows, Draws(5, 0, rows))
     assert not torch.equal(found["image"], batch["image"])
     assert (map_pixels(second_view(found["image"], 8)) - found["view"]).abs().mean() < 0.01
+    bare = views("train", of='scenes(size=16, count=40, fields=("image",))', size=16, patch=4, masking=None)
+    assert set(bare.batch(rows, Draws(5, 0, rows))) == {"image", "view"}
     with pytest.raises(UsageError, match="do not divide"):
         views("train", of="scenes(size=16)", size=16, patch=5)
 
@@ -286,6 +288,27 @@ def test_k_means_finds_the_clusters() -> None:
     assert measures["error"] == pytest.approx(1e-4, rel=0.3) and measures["perplexity"] == pytest.approx(6, rel=0.01)
     with pytest.raises(UsageError, match="passes is 1"):
         Clustering(Codebook(words=6, stride=2), passes=1)
+
+
+def test_k_means_goes_on_where_it_was() -> None:
+    """In the middle of either kind of pass, through the state as it is stored."""
+    views_ = torch.rand(6, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+
+    def run(cut: int | None) -> torch.Tensor:
+        torch.manual_seed(1)
+        clustering = Clustering(Codebook(words=5, stride=4), passes=3, sample=500)
+        for step in range(9):
+            number, place = divmod(step, 3)
+            if step == cut:
+                state = clustering.state_dict()
+                clustering = Clustering(Codebook(words=5, stride=4), passes=3, sample=500)
+                clustering.load_state_dict(state)
+            clustering.observe({"view": views_[2 * place : 2 * place + 2]}, number)
+            if place == 2:
+                clustering.end_pass(number)
+        return clustering.tokenizer.patches
+
+    assert torch.equal(run(2), run(None)) and torch.equal(run(4), run(None))
 
 
 def test_a_word_without_patches_starts_anew() -> None:

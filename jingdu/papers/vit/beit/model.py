@@ -45,6 +45,9 @@ class BEiT(nn.Module):
     Raises UsageError for an image that patches do not divide, and another pool.
     """
 
+    undecayed = ("class_token",)
+    """Without weight decay, as in the authors' code (no_weight_decay), where the mask token and the tables have it."""
+
     def __init__(
         self,
         num_classes: int = 1000,

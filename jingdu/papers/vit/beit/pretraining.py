@@ -60,7 +60,8 @@ class PreTraining(System):
     def _ask(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits and words of the hidden patches."""
         mask = batch["mask"]
-        with torch.no_grad():
+        # In full precision whatever the network has: words are nearest neighbours (engine_for_pretraining.py).
+        with torch.no_grad(), torch.autocast(mask.device.type, enabled=False):
             ids = self.tokenizer(batch["view"])
         if ids.shape != mask.shape:
             raise UsageError(

@@ -70,7 +70,7 @@ class Views:
     classes = None
 
     def __init__(
-        self, source: Any, size: int, second: int, patch: int, hidden: int | None, masking: str, mirror: bool,
+        self, source: Any, size: int, second: int, patch: int, hidden: int | None, masking: str | None, mirror: bool,
         jitter: float | int,
     ):  # fmt: skip
         self.source, self.size, self.second, self.grid = source, size, second, (size // patch,) * 2
@@ -94,9 +94,10 @@ class Views:
         if self.jitter:
             image = colour_jitter(image, draws.take(everything), *(self.jitter,) * 3)
             view = colour_jitter(view, draws, *(self.jitter,) * 3)
-        seeds = draws.integers(1 << 53).view(-1).tolist()
-        masks = [hide(self.grid, Random(seed), self.hidden, self.masking) for seed in seeds]
-        batch = {"image": image, "view": map_pixels(view), "mask": torch.stack(masks)}
+        batch = {"image": image, "view": map_pixels(view)}
+        if self.masking is not None:
+            seeds = draws.integers(1 << 53).view(-1).tolist()
+            batch["mask"] = torch.stack([hide(self.grid, Random(seed), self.hidden, self.masking) for seed in seeds])
         return batch if rows is None else {**batch, "rows": rows}
 
 
@@ -107,7 +108,7 @@ def views(
     second: int | None = None,
     patch: int = 16,
     hidden: int | None = None,
-    masking: Masking | str = "blocks",
+    masking: Masking | str | None = "blocks",
     mirror: bool = True,
     jitter: float | int = 0.0,
     channels: Literal[1, 3] = 3,
@@ -122,7 +123,7 @@ def views(
         second: side of the tokenizer's view; by default half of `size`.
         patch: side of the network's patches.
         hidden: patches to hide; by default 75 of 196.
-        masking: blocks, or scattered.
+        masking: blocks, or scattered; None has no masks, as a tokenizer needs none.
         mirror: mirror half of the images.
         jitter: brightness, contrast and colour are changed by up to this share.
         channels: of the images.
