@@ -215,14 +215,15 @@ def page(rows: Sequence[Sequence[Tensor]], side: int = 192, gap: int = 4) -> Flo
     """Rows of pictures side by side on white.
 
     Args:
-        rows: pictures in [0, 1], [1 or 3, height, width] each, all of one shape but for their channels.
-        side: their width on the page, or a little less: small ones are enlarged a whole number of times.
+        rows: pictures in [0, 1], [1 or 3, height, width] each. All become as large as the first.
+        side: its width on the page, or a little less: a small one is enlarged a whole number of times.
         gap: pixels between them.
     """
-    scale = max(side // rows[0][0].shape[-1], 1)
+    height, width = rows[0][0].shape[1:]
+    scale = max(side // width, 1)
     lines = []
     for row in rows:
-        pictures = [x.repeat_interleave(scale, 1).repeat_interleave(scale, 2).expand(3, -1, -1) for x in row]
+        pictures = [F.interpolate(x[None], (scale * height, scale * width))[0].expand(3, -1, -1) for x in row]
         lines.append(torch.cat([F.pad(x, (gap, 0, gap, 0), value=1.0) for x in pictures], 2))
     return F.pad(torch.cat(lines, 1), (0, gap, 0, gap), value=1.0)
 

@@ -61,7 +61,8 @@ def _fillings(folder: Path) -> Any:
     import jingdu
     from jingdu.data import open_data
     from jingdu.data.draws import Draws
-    from jingdu.papers.vit.beit import fill, hide, page
+    from jingdu.data.images import page
+    from jingdu.papers.vit.beit import fill, hide
 
     network = jingdu.create("beit_mini_mim", weights=folder)
     words = jingdu.create("beit_codebook_mini", weights=folder)

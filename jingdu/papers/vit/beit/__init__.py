@@ -39,7 +39,7 @@ from jingdu.papers.cnn.alexnet import classify
 from jingdu.prediction import Prediction
 
 from .bias import RelativeBias, index_with_class, resize_table
-from .filling import Filled, fill, fill_in, page, words_beside
+from .filling import Filled, fill, fill_in, words_beside
 from .finetuning import FineTuning, layer_depths, layer_rates, take_trained, trained_network
 from .masking import block_mask, hide, scattered_mask
 from .model import BEiT
@@ -51,7 +51,7 @@ from .views import Few, Views, few, map_pixels, second_view, two_views, unmap_pi
 __all__ = [
     "VARIANTS", "BEiT", "Clustering", "Codebook", "Few", "Filled", "FineTuning", "PreTraining", "Pyramid", "RelativeBias", "Views",
     "VisualTokenizer", "block_mask", "build", "example", "few", "fill", "fill_in", "hide", "index_with_class", "layer_depths",
-    "layer_rates", "map_pixels", "page", "plus_plus", "predict", "resize_table", "scattered_mask", "second_view", "take_trained",
+    "layer_rates", "map_pixels", "plus_plus", "predict", "resize_table", "scattered_mask", "second_view", "take_trained",
     "trained_network", "trained_tokenizer", "two_views", "unmap_pixels", "views", "words_beside",
 ]  # fmt: skip
 

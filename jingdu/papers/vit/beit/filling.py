@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
-from PIL import Image
 from torch import Tensor
 
 import jingdu
-from jingdu.data.images import decode, expand_inputs, normalise, prepare
+from jingdu.data.images import decode, expand_inputs, normalise, page, prepare, write_picture
 from jingdu.data.preprocess import IMAGENET, Preprocess
 from jingdu.engine.checkpoint import newest_checkpoint
 from jingdu.errors import UsageError
@@ -25,7 +24,7 @@ from .model import BEiT
 from .tokenizer import Codebook
 from .views import map_pixels, second_view, unmap_pixels
 
-__all__ = ["Filled", "fill", "fill_in", "page", "words_beside"]
+__all__ = ["Filled", "fill", "fill_in", "words_beside"]
 
 GREY = 0.5
 """Of hidden patches in a picture, from black to white."""
@@ -79,24 +78,6 @@ def fill(
     filled[mask] = named
     pictures = (unmap_pixels(words.decode(x))[0] for x in (filled, ids))
     return Filled(named, ids[mask], [image[0], seen, *pictures])
-
-
-def page(rows: Sequence[Sequence[Tensor]], side: int = 192, gap: int = 4) -> Float[Tensor, "3 height width"]:
-    """Rows of pictures side by side on white, each as large as the first: `side` pixels or a little less, or as it is."""
-    side = max(side // rows[0][0].shape[-1], 1) * rows[0][0].shape[-1]
-    lines = []
-    for row in rows:
-        pictures = [F.interpolate(x[None], (side, side))[0].expand(3, -1, -1) for x in row]
-        lines.append(torch.cat([F.pad(x, (gap, 0, gap, 0), value=1.0) for x in pictures], 2))
-    return F.pad(torch.cat(lines, 1), (0, gap, 0, gap), value=1.0)
-
-
-def _write(picture: Float[Tensor, "3 height width"], out: Path) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy()).save(out)
-    except (OSError, ValueError) as error:  # ValueError: Pillow knows no format of that ending
-        raise UsageError(f"cannot write {out} ({error}): choose another --out") from None
 
 
 def _sized(preprocess: Preprocess | None, size: int | None, channels: int) -> Preprocess:
@@ -164,5 +145,5 @@ def fill_in(
                 data |= {"true_words": filled.own.tolist(), "right": right}
                 said += f"{right} of {len(filled.named)} words are the tokenizer's own"
         found.append(Prediction(str(path), f"{path}: {said}", data, (out,)))
-    _write(page(rows), out)
+    write_picture(page(rows), out)
     yield from found

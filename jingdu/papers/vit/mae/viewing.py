@@ -6,12 +6,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
-from jingdu.data.images import expand_inputs, load_image
+from jingdu.data.images import expand_inputs, load_image, page, write_picture
 from jingdu.data.preprocess import IMAGENET, Preprocess
 from jingdu.errors import UsageError
 from jingdu.papers.vit.vit import ViT
@@ -79,21 +77,6 @@ def view(
     )
 
 
-def _write_rows(views: Sequence[View], out: Path, gap: int = 4) -> None:
-    """A row a picture: original, masked, rebuilt, side by side on white; small ones are enlarged."""
-    rows = torch.cat([torch.stack((v.original, v.masked, v.rebuilt), 1) for v in views])
-    rows = rows.expand(-1, -1, 3, -1, -1) if rows.shape[2] == 1 else rows
-    scale = max(1, 192 // rows.shape[-1])
-    rows = rows.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
-    page = F.pad(rows, (gap, 0, gap, 0), value=1.0)
-    page = F.pad(rearrange(page, "r three c h w -> c (r h) (three w)"), (0, gap, 0, gap), value=1.0)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((page * 255).round().byte().permute(1, 2, 0).cpu().numpy()).save(out)
-    except (OSError, ValueError) as error:  # ValueError: Pillow knows no format of that ending
-        raise UsageError(f"cannot write {out} ({error}): choose another --out") from None
-
-
 def _prepared(model: ViT, preprocess: Preprocess | None) -> Preprocess:
     """How pictures become the network's input: its own size, whatever else was said."""
     found = preprocess or IMAGENET
@@ -124,7 +107,8 @@ def reconstruct(model: MAE, inputs: Sequence[str], masked: float | None, seed: i
         images = load_image(path, preprocess)[None].to(place)
         noise = torch.rand(1, patches, generator=generator).to(place)
         views.append(view(model, images, preprocess, noise, masked))
-    _write_rows(views, out)
+    rows = [pictures for v in views for pictures in zip(v.original, v.masked, v.rebuilt, strict=True)]
+    write_picture(page(rows), out)
     for path, found in zip(paths, views, strict=True):
         hidden, error = int(found.mask.sum()), float(found.error)
         unit = "of each patch's variance" if model.normalised else "of normalised pixels"
