@@ -150,6 +150,7 @@ def test_the_preprocessing_of_transformers():
     newer = {**CONVNEXT, "size": {"shortest_edge": 160}, "image_processor_type": "ConvNextImageProcessor"}
     assert preprocess_of(newer) == Preprocess(160, 182, tuple(MEAN), tuple(STD), "bicubic")
     assert preprocess_of({**CLIP, "do_normalize": False}) == Preprocess(230, 240, (0.0,), (1.0,), "bilinear")
+    assert preprocess_of({**CLIP, "resample": 1}) == Preprocess(230, 240, tuple(MEAN), tuple(STD), "lanczos")
     assert sizes(None, "resnet", preprocessor=CONVNEXT).preprocess == preprocess_of(CONVNEXT)
 
 
@@ -160,7 +161,7 @@ def test_the_preprocessing_of_transformers():
         {**CLIP, "size": {"height": 224, "width": 224}},
         {**CLIP, "crop_size": {"height": 224, "width": 200}},
         {**CLIP, "do_center_crop": False},
-        {**CLIP, "resample": 1},
+        {**CLIP, "resample": 5},
         {**CLIP, "rescale_factor": 1.0},
         {**CLIP, "do_resize": False},
         {},
