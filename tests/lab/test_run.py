@@ -18,6 +18,7 @@ from jingdu.errors import UsageError
 from jingdu.lab import Claim, Lab, Outcome, Test, claim
 from jingdu.lab.reports import number, read_report, summary
 from jingdu.lab.run import run_claim
+from jingdu.lab.style import draw_dots, new_figure
 
 DEEP = Test("deep.error", "flat.error", below=-0.1, about="deep has the lower error")
 FAST = Test("deep.steps", "flat.steps", below=0.9, ratio=True)
@@ -283,6 +284,19 @@ def test_the_figure_function_gets_the_outcome(tmp_path: Path) -> None:
     outcome = run_claim(made, out=tmp_path)
     assert seen == [(outcome.values, outcome.curves, outcome.images, outcome.judgements, "holds")]
     assert (picture(tmp_path) == [0, 255, 0]).all(-1).mean() > 0.3
+
+
+def test_dots_and_their_means(tmp_path: Path) -> None:
+    outcome = run_claim(make(), out=tmp_path)
+    axes = new_figure().subplots()
+    draw_dots(
+        axes, outcome, {"flat": "Flat", "deep": "Deep"}, "error", scale=100, colours={"flat": "red", "deep": "blue"}
+    )
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["Flat", "Deep"]
+    assert [text.get_text() for text in axes.texts] == ["62.5", "12.5"]
+    first, second = (dots.get_offsets().tolist() for dots in axes.collections)
+    assert first == [[0, 50], [0, 62.5], [0, 75]] and second == [[1, 0], [1, 12.5], [1, 25]]
+    assert "3 seeds" in axes.get_title(loc="left") + axes.get_title()
 
 
 def test_old_curves_do_not_stay(tmp_path: Path) -> None:
