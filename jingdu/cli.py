@@ -146,6 +146,8 @@ def _show(words: list[str]) -> int:
             print(json.dumps(prediction.data) if flags.json else prediction.text)
         print(f"wrote {flags.out}", file=sys.stderr if flags.json else sys.stdout)
         return 0
+    if flags.weights is not None:
+        raise UsageError("--weights is for --attention IMAGE: jingdu show prints a card without them")
     card = canon.paper(flags.paper)
     if flags.source:
         files = card.source_files

@@ -218,6 +218,7 @@ def test_show_attention_draws_a_row_for_each_photo(tmp_path: Path, capsys: pytes
 
 @pytest.mark.parametrize("words, message", [
     (["vit", "--attention", "a.png"], "needs weights"),
+    (["vit", "--weights", "x"], "is for --attention"),
     (["resnet", "--attention", "a.png", "--weights", "x"], "draws no attention"),
 ])  # fmt: skip
 def test_show_attention_says_what_it_needs(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

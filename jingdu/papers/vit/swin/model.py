@@ -103,6 +103,9 @@ class Swin(nn.Module):
     Raises UsageError for an image smaller than a patch, and another shift.
     """
 
+    undecayed = ("positions",)
+    """A table, as the windows' biases are: without weight decay (swin_transformer.py, no_weight_decay)."""
+
     def __init__(
         self,
         num_classes: int = 1000,
@@ -153,8 +156,6 @@ class Swin(nn.Module):
         self.norm = nn.LayerNorm(self.channels[-1], eps)
         self.head = nn.Linear(self.channels[-1], num_classes) if num_classes else nn.Identity()
         self.initialise()
-
-    undecayed = ("positions",)
 
     def initialise(self) -> None:
         """As the authors' code: linear weights and positions N(0, 0.02), cut off at two; zero biases."""
