@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jingdu.data.images import expand_inputs, load_image, page, write_picture
-from jingdu.data.preprocess import IMAGENET, Preprocess
+from jingdu.data.preprocess import Preprocess
 from jingdu.errors import UsageError
-from jingdu.papers.vit.vit import ViT
+from jingdu.papers.vit.vit import ViT, own_preprocess
 from jingdu.prediction import Prediction, origin_of
 
 from .masking import EPS, patchify, unpatchify
@@ -77,18 +77,6 @@ def view(
     )
 
 
-def _prepared(model: ViT, preprocess: Preprocess | None) -> Preprocess:
-    """How pictures become the network's input: its own size, whatever else was said."""
-    found = preprocess or IMAGENET
-    if model.image_size[0] != model.image_size[1]:
-        raise UsageError(f"this network takes images of {model.image_size}, and files are cut into squares")
-    if found.size == model.image_size[0]:
-        return found
-    size, channels = model.image_size[0], model.patches.projection.in_channels
-    resize = size if preprocess is not None and preprocess.size is None else None
-    return Preprocess(size, resize, found.mean, found.std, found.interpolation, 1 if channels == 1 else 3)
-
-
 def reconstruct(model: MAE, inputs: Sequence[str], masked: float | None, seed: int, out: Path) -> Iterator[Prediction]:
     """One picture of all image files, a row each; and how much of each was hidden and how well it was rebuilt.
 
@@ -98,7 +86,7 @@ def reconstruct(model: MAE, inputs: Sequence[str], masked: float | None, seed: i
         raise UsageError("there are no inputs: name image files, or folders of them")
     if masked is not None and not masked > 0:
         raise UsageError(f"masked is {masked:g}: nothing is rebuilt where nothing is hidden")
-    preprocess = _prepared(model.encoder, origin_of(model).preprocess)
+    preprocess = own_preprocess(model.encoder, origin_of(model).preprocess)
     place, generator = next(model.parameters()).device, torch.Generator().manual_seed(seed)
     patches = model.encoder.grid[0] * model.encoder.grid[1]
     model.eval()
@@ -124,7 +112,7 @@ def describe(model: ViT, inputs: Sequence[str]) -> Iterator[Prediction]:
     """
     if not inputs:
         raise UsageError("there are no inputs: name image files, or folders of them")
-    preprocess = _prepared(model, origin_of(model).preprocess)
+    preprocess = own_preprocess(model, origin_of(model).preprocess)
     model.eval()
     paths, place = expand_inputs(inputs), next(model.parameters()).device
     with torch.no_grad():

@@ -38,12 +38,20 @@ from jingdu.prediction import Prediction
 
 from .hybrid import Backbone, HybridEmbed, StandardisedConv2d
 from .layers import MLP, PatchEmbed, SelfAttention, ViTBlock, resize_positions
-from .looking import attention_distance, attention_maps, overlay, position_similarity, rollout, show_attention
+from .looking import (
+    attention_distance,
+    attention_maps,
+    overlay,
+    own_preprocess,
+    position_similarity,
+    rollout,
+    show_attention,
+)
 from .model import ViT, check_pictures, divide
 
 __all__ = [
     "MLP", "VARIANTS", "Backbone", "HybridEmbed", "PatchEmbed", "SelfAttention", "StandardisedConv2d", "ViT",
-    "ViTBlock", "attention_distance", "attention_maps", "build", "check_pictures", "divide", "example", "overlay",
+    "ViTBlock", "attention_distance", "attention_maps", "build", "check_pictures", "divide", "example", "overlay", "own_preprocess",
     "position_similarity", "predict", "resize_positions", "rollout", "show_attention",
 ]  # fmt: skip
 

@@ -16,7 +16,15 @@ from jingdu.prediction import Prediction, origin_of
 
 from .model import ViT
 
-__all__ = ["attention_distance", "attention_maps", "overlay", "position_similarity", "rollout", "show_attention"]
+__all__ = [
+    "attention_distance",
+    "attention_maps",
+    "overlay",
+    "own_preprocess",
+    "position_similarity",
+    "rollout",
+    "show_attention",
+]
 
 
 @torch.no_grad()
@@ -82,6 +90,21 @@ def overlay(
     return image.expand(3, -1, -1) * (0.15 + 0.85 * heat / heat.max().clamp(min=1e-12))
 
 
+def own_preprocess(model: ViT, preprocess: Preprocess | None) -> Preprocess:
+    """How image files become a network's input: as `preprocess` says (ImageNet's by default), at the network's own size.
+
+    Raises UsageError for a network whose images are no squares.
+    """
+    found = preprocess or IMAGENET
+    if model.image_size[0] != model.image_size[1]:
+        raise UsageError(f"this network takes images of {model.image_size}, and files are cut into squares")
+    if found.size == model.image_size[0]:
+        return found
+    size, channels = model.image_size[0], model.patches.projection.in_channels
+    resize = size if preprocess is not None and preprocess.size is None else None
+    return Preprocess(size, resize, found.mean, found.std, found.interpolation, 1 if channels == 1 else 3)
+
+
 def show_attention(model: ViT, inputs: Sequence[str], out: Path) -> Iterator[Prediction]:
     """A picture with a row for each image file: the image, rollout, and where the class token looks in the first,
     middle and last block (the mean of its heads).
@@ -91,12 +114,7 @@ def show_attention(model: ViT, inputs: Sequence[str], out: Path) -> Iterator[Pre
     """
     if not inputs:
         raise UsageError("there are no inputs: name image files, or folders of them")
-    if model.image_size[0] != model.image_size[1]:
-        raise UsageError(f"this network takes images of {model.image_size}, and files are cut into squares")
-    said, size = origin_of(model).preprocess or IMAGENET, model.image_size[0]
-    preprocess = (
-        said if said.size == size else Preprocess(size, size, said.mean, said.std, said.interpolation, said.channels)
-    )
+    preprocess = own_preprocess(model, origin_of(model).preprocess)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
     place, chosen = next(model.parameters()).device, (0, (len(model.blocks) - 1) // 2, len(model.blocks) - 1)
     paths, rows, found = expand_inputs(inputs), [], []
